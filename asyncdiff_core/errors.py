@@ -1,0 +1,61 @@
+"""The errors of the engine. Each text says what happened, with the values, and what to change."""
+
+
+class AsyncDiffError(RuntimeError):
+    """Base of every error that this project raises on purpose."""
+
+
+class PlanError(AsyncDiffError):
+    """The requested devices, stages, replicas or stride do not fit together."""
+
+
+class ScheduleError(AsyncDiffError):
+    """A schedule parameter is out of its range."""
+
+
+class LayoutError(AsyncDiffError):
+    """The architecture has no known trunk, or its trunk did not run as its layout says."""
+
+
+class CheckpointError(AsyncDiffError):
+    """A model file is damaged, or is not what it is taken for."""
+
+
+class LoaderError(AsyncDiffError):
+    """The loader of a MODEL does not tell how workers can load it too."""
+
+
+class UnsupportedPatchError(AsyncDiffError):
+    """A model patch cannot cross the process border; the text names it."""
+
+
+class ChannelClosedError(AsyncDiffError):
+    """The other end of a control channel is gone."""
+
+
+class ChannelTimeoutError(AsyncDiffError):
+    """The other end of a control channel did not take or send a message in time."""
+
+
+class WorkerError(AsyncDiffError):
+    """Something went wrong in a worker process; the text names worker, device and log file."""
+
+
+class WorkerStartError(WorkerError):
+    """A worker process did not come up."""
+
+
+class WorkerDiedError(WorkerError):
+    """A worker process ended while it was needed."""
+
+
+class WorkerTimeoutError(WorkerError):
+    """A worker process made no progress within the deadline."""
+
+
+class WorkerFailedError(WorkerError):
+    """A worker process raised an exception; its traceback is in its log file."""
+
+
+class WorkerOutOfMemoryError(WorkerError):
+    """A worker's device ran out of memory."""

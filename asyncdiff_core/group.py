@@ -1,0 +1,553 @@
+"""WorkerGroup: the worker processes that hold one model: start, load, evaluate, release."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import selectors
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from . import messages
+from .channel import encode_frame
+from .errors import WorkerError, WorkerFailedError, WorkerOutOfMemoryError, WorkerStartError
+from .evaluator import Call, Evaluator, Output
+from .inputs import InputEncoder, difference
+from .log import get_logger
+from .messages import to_wire
+from .partition import Range, links, partition
+from .plan import ParallelPlan, Placement
+from .process import Launch, WorkerProcess
+from .report import RunReport, Span, WorkerReport
+from .schedule import AsyncSchedule, Round
+from .transport import choose_backend
+
+log = get_logger("group")
+
+POLL_SECONDS = 0.05
+START_SECONDS = 300.0  # importing torch and ComfyUI from a cold disk
+LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow one
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What workers build their model from.
+
+    Attributes:
+        name: the model's class, for logs and reports.
+        builder: ``module:function``, called in each worker (see worker.StageModel).
+        spec: plain data for the builder.
+        units: names of the trunk's units, in execution order.
+        skips: pairs (source, consumer) of units.
+    """
+
+    name: str
+    builder: str
+    spec: dict[str, Any]
+    units: tuple[str, ...]
+    skips: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass
+class _Member:
+    placement: Placement
+    process: WorkerProcess
+    units: Range = (0, 0)
+    loaded: messages.Loaded = field(default_factory=lambda: messages.Loaded(0, 0, 0))
+
+
+class WorkerGroup(Evaluator):
+    """The worker processes of one model under one plan.
+
+    A group that met an error is broken: its workers are gone, and a new one must be made.
+
+    Args:
+        plan: how many workers, on which devices.
+        source: the model.
+        launch: how processes are started.
+        folder: where logs go; a private temporary folder if None.
+        timeout: seconds without progress after which a worker counts as hung.
+        poll: called every POLL_SECONDS while waiting; whatever it raises ends the wait, and the
+            group stays usable: all workers still finish the same evaluations.
+    """
+
+    def __init__(
+        self,
+        plan: ParallelPlan,
+        source: ModelSource,
+        launch: Launch,
+        *,
+        folder: Path | None = None,
+        timeout: float | None = None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.stride = plan.stride
+        self.source = source
+        self.broken = False
+        self._poll = poll
+        self._timeout = timeout or float(os.environ.get("ASYNCDIFF_TIMEOUT", "60"))
+        self._backend = choose_backend(plan.devices, os.environ.get("ASYNCDIFF_BACKEND", "auto"))
+        if folder is not None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="asyncdiff-", dir=folder))
+        self._launch = launch
+        self._members: list[_Member] = []
+        self._selector = selectors.DefaultSelector()
+        # Of the stages of each replica, once they are loaded.
+        self._cuts: tuple[tuple[Range, ...], ...] = ()
+        self._costs: dict[Any, tuple[float, ...]] = {}
+        self._signature: Any = None
+        self._patches_uuid: str | None = None
+        self._ticket = 0
+        self._encoders: dict[int, InputEncoder] = {}
+        self._early: dict[tuple[WorkerProcess, int], messages.Result] = {}
+        self._report: RunReport | None = None
+        self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
+        self.cold = True  # no evaluation has been done yet
+        self.bytes_sent = 0  # by the last evaluation, to each worker
+
+    # Life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all workers at once, without waiting for them.
+
+        Raises:
+            WorkerStartError: a process cannot be started at all.
+        """
+        num_threads = cpu_threads_per_worker(self.plan.devices)
+        with self._breaks():
+            for placement in self.plan.placements():
+                rank = placement.rank
+                process = WorkerProcess(
+                    *(f"worker {rank}", placement.device, self._launch, num_threads),
+                    log_file=self._folder / f"worker-{rank}.log",
+                )
+                self._members.append(_Member(placement, process))
+                self._selector.register(process.channel, selectors.EVENT_READ, process)
+                process.send(
+                    messages.Configure(
+                        rank=rank,
+                        name=f"worker {rank}",
+                        device=process.local_device,
+                        num_threads=num_threads,
+                        builder=self.source.builder,
+                        spec=self.source.spec,
+                        backend=self._backend,
+                        rendezvous=str(self._folder / "rendezvous"),
+                        world_size=self.plan.num_workers,
+                        timeout=self._timeout,
+                    ),
+                    self._timeout,
+                )
+
+    def wait_until_ready(self) -> None:
+        """Wait for the workers to come up.
+
+        Raises:
+            WorkerStartError: one of them did not.
+        """
+        waiting = [m for m in self._members if m.process.ready is None]
+        try:
+            self._collect(0, waiting, START_SECONDS)
+        except WorkerError as error:
+            raise WorkerStartError(f"A worker did not start. {error}") from error
+
+    def close(self) -> None:
+        """End all workers. Safe to call at any time, and more than once."""
+        members, self._members = self._members, []
+        for member in members:
+            try:
+                member.process.send(messages.Stop(), 0.1)
+            except WorkerError:
+                pass
+            self._selector.unregister(member.process.channel)
+            member.process.close()
+        for member in members:
+            member.process.join()
+        self._selector.close()
+        (self._folder / "rendezvous").unlink(missing_ok=True)
+        if not self.broken:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self.broken = True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a sampling run is going on."""
+        return self._lanes is not None
+
+    def is_alive(self) -> bool:
+        """Whether the group can be used: not broken, and all processes there."""
+        return not self.broken and all(m.process.is_alive() for m in self._members)
+
+    # Weights ---------------------------------------------------------------------------------
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have every worker hold its stage, cut for inputs of these shapes.
+
+        The cuts depend on the model, the plan and the shapes alone, not on measured times, so that
+        the same workflow gives the same bits again.
+        """
+        signature = _signature(args, kwargs)
+        if signature == self._signature:
+            return
+        self.unit_costs = self.costs(args, kwargs)
+        cuts = self._cut(self.unit_costs)
+        if cuts != self._cuts:
+            self._load(cuts)
+        self._signature = signature
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """The stages of the first replica, in units, once they are loaded."""
+        return self._cuts[0] if self._cuts else ()
+
+    def set_plan(self, plan: ParallelPlan) -> None:
+        """Give the workers other places, on the same devices. They load anew where they must.
+
+        A sampling run may have begun, but not have evaluated anything yet.
+        """
+        if plan.devices != self.plan.devices:
+            raise ValueError(f"the group has workers on {self.plan.devices}, not {plan.devices}")
+        if plan != self.plan:
+            self.plan, self.stride = plan, plan.stride
+            self._signature = None
+            if self._lanes is not None:
+                self.begin_lanes(self._lanes.schedule)
+            for member, placement in zip(self._members, plan.placements(), strict=True):
+                member.placement = placement
+
+    def set_patches(self, uuid: str, payload: Callable[[int, int], Any]) -> None:
+        """Have the weight patches `uuid` in force; nothing is done if they are already.
+
+        Args:
+            payload: gives the patches for the units [start, stop).
+        """
+        if uuid == self._patches_uuid:
+            return
+        self._patches_uuid = None  # unknown, if what follows is interrupted
+        self._request([messages.Patch(payload(*m.units)) for m in self._members])
+        self._patches_uuid = uuid
+
+    def unload(self) -> None:
+        """Have all workers give the memory of their weights back."""
+        if self._cuts:
+            self._forget_loaded()
+            self._request([messages.Unload()] * len(self._members), poll=False)
+
+    def is_loaded(self) -> bool:
+        """Whether the workers hold their stages."""
+        return bool(self._cuts) and not self.broken
+
+    def _cut(self, costs: tuple[float, ...]) -> tuple[tuple[Range, ...], ...]:
+        """The stages of each replica. A stage is as fast as the slowest worker that has it."""
+        speeds = relative_speeds([p.ready for p in self._processes() if p.ready])
+        cuts = []
+        for replica in range(self.plan.replicas):
+            slowest = [1.0] * self.plan.stages
+            for member, speed in zip(self._members, speeds, strict=True):
+                place = member.placement
+                if place.replica == replica:
+                    slowest[place.stage] = min(slowest[place.stage], speed)
+            cuts.append(partition(costs, slowest))
+        return tuple(cuts)
+
+    def costs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+        """What each unit costs for inputs of these shapes, see costs.py."""
+        self.wait_until_ready()
+        signature = _signature(args, kwargs)
+        if signature not in self._costs:
+            (answer,) = self._request([messages.MeasureCosts(args, kwargs)])
+            self._costs[signature] = tuple(answer.costs)
+        return self._costs[signature]
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of memory of each device that has its own."""
+        return {
+            p.device: p.ready.memory_bytes
+            for p in self._processes()
+            if p.ready and p.ready.memory_bytes
+        }
+
+    def _load(self, cuts: tuple[tuple[Range, ...], ...]) -> None:
+        started = time.monotonic()
+        all_links = [links(ranges, self.source.skips) for ranges in cuts]
+        requests = []
+        for member in self._members:
+            place = member.placement
+            incoming = [
+                (rank, link.units)
+                for link in all_links[place.replica]
+                if link.target == place.stage
+                for rank in self._ranks(place.replica, link.source)
+            ]
+            outgoing = [
+                (rank, link.units)
+                for link in all_links[place.replica]
+                if link.source == place.stage
+                for rank in self._ranks(place.replica, link.target)
+            ]
+            units = cuts[place.replica][place.stage]
+            requests.append(messages.Load(*units, tuple(incoming), tuple(outgoing), place.lead))
+        self._forget_loaded()
+        answers = self._request(requests)
+        for member, answer in zip(self._members, answers, strict=True):
+            place = member.placement
+            member.units, member.loaded = cuts[place.replica][place.stage], answer
+        self._cuts = cuts
+        log.info(
+            "%s cut into %d stages: %s (%.1f s)",
+            self.source.name,
+            self.plan.stages,
+            ", ".join(
+                f"{m.process.device} {m.units[1] - m.units[0]} units "
+                f"{m.loaded.weight_bytes / 2**20:.0f} MiB"
+                f" (process: {m.loaded.resident_bytes / 2**20:.0f} MiB resident)"
+                for m in self._members
+            ),
+            time.monotonic() - started,
+        )
+
+    def _forget_loaded(self) -> None:
+        self._cuts, self._signature, self._patches_uuid = (), None, None
+
+    def _ranks(self, replica: int, stage: int) -> list[int]:
+        """The workers that have this stage: one, or for the last one with a stride several."""
+        places = (member.placement for member in self._members)
+        return [p.rank for p in places if (p.replica, p.stage) == (replica, stage)]
+
+    # Evaluation ------------------------------------------------------------------------------
+
+    def begin_run(self, schedule: AsyncSchedule) -> None:
+        super().begin_run(schedule)
+        self._report = RunReport(
+            model=self.source.name,
+            plan={},
+            schedule={"warm_up": schedule.warm_up, "time_shift": schedule.time_shift},
+            start=time.perf_counter(),
+            cold=self.cold,
+        )
+
+    def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
+        self._require_whole()
+        start = time.perf_counter()
+        encoder = self._encoders.setdefault(round_.lane, InputEncoder())
+        inputs = call.args, call.kwargs
+        variants = [difference(inputs, call.inputs(sigma)) for sigma in round_.sigmas]
+        self._ticket += 1
+        message = messages.Evaluate(
+            lane=round_.lane,
+            index=round_.index,
+            evaluation=round_.evaluation,
+            mode=round_.mode,
+            inputs=encoder.encode(*inputs),
+            variants=variants,
+        )
+        frame = encode_frame(to_wire(message, self._ticket))
+        self.bytes_sent = sum(len(part) for part in frame)
+        members = [m for m in self._members if m.placement.replica == call.replica]
+        now = time.monotonic()
+        with self._breaks():
+            # The last stage first: its answer is what the sampler waits for.
+            for member in reversed(members):
+                member.process.asked(now)
+                member.process.send_frame(frame, self._timeout)
+        yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
+        yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
+        return [
+            functools.partial(self._output, member, self._ticket, round_, number, start)
+            for number, member in enumerate(yielding)
+        ]
+
+    def _output(
+        self, member: _Member, ticket: int, round_: Round, number: int, start: float
+    ) -> Any:
+        """Wait for the output of the `number`-th evaluation of a round."""
+        if number:
+            start = time.perf_counter()
+        (result,) = self._collect(ticket, [member], self._timeout)
+        end = time.perf_counter()
+        self.cold = False
+        report = self._report
+        assert report is not None
+        report.first_step = report.first_step or end
+        evaluation = round_.evaluation + number
+        report.evaluations.append((evaluation, round_.lane, round_.mode, start, end))
+        return result.output
+
+    def end_run(self) -> RunReport | None:  # type: ignore[override]
+        """End the run on all workers, at the same evaluation border; what it did, as a report.
+
+        Returns None if the group broke during the run.
+        """
+        report, self._report = self._report, None
+        if report is not None and self._lanes is not None:
+            report.refused_stride = self._lanes.refused_stride
+        super().end_run()
+        workers_took_part = bool(self._encoders)
+        self._encoders.clear()
+        self._early.clear()
+        if report is None or self.broken:
+            return None
+        report.end = time.perf_counter()
+        report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}
+        if not workers_took_part:
+            return report  # they may not even be up
+        answers = self._request([messages.EndRun()] * len(self._members), poll=False)
+        report.workers = [
+            self._worker_report(m, a) for m, a in zip(self._members, answers, strict=True)
+        ]
+        return report
+
+    def _worker_report(self, member: _Member, answer: messages.RunEnded) -> WorkerReport:
+        start, stop = member.units
+        return WorkerReport(
+            rank=member.placement.rank,
+            stage=member.placement.stage,
+            replica=member.placement.replica,
+            device=member.process.device,
+            pid=member.process.pid,
+            units=member.units,
+            first_unit=self.source.units[start] if stop else "",
+            last_unit=self.source.units[stop - 1] if stop else "",
+            num_units=len(self.source.units),
+            weight_bytes=member.loaded.weight_bytes,
+            shared_bytes=member.loaded.shared_bytes,
+            resident_bytes=answer.resident_bytes,
+            log_file=str(member.process.log_file),
+            spans=[Span(*span) for span in answer.spans],
+        )
+
+    # Messages --------------------------------------------------------------------------------
+
+    def _request(self, requests: Sequence[Any], *, poll: bool = True) -> list[Any]:
+        """Send a request to each of the first workers, and wait for their answers."""
+        self._require_whole()
+        self._ticket += 1
+        members = self._members[: len(requests)]
+        now = time.monotonic()
+        with self._breaks():
+            for member, request in zip(members, requests, strict=True):
+                member.process.asked(now)
+                member.process.send(request, self._timeout, self._ticket)
+        patience = self._timeout if isinstance(requests[0], messages.EndRun) else LOAD_SECONDS
+        return self._collect(self._ticket, members, patience, poll=poll)
+
+    def _collect(
+        self, ticket: int, members: Sequence[_Member], patience: float, *, poll: bool = True
+    ) -> list[Any]:
+        """The answer of each of `members` to the request `ticket`.
+
+        Raises:
+            WorkerError: any worker of the group died, failed, gave no sign of life for the
+                group's timeout, or made no progress for `patience` seconds.
+        """
+        waiting = {member.process: i for i, member in enumerate(members)}
+        answers: list[Any] = [None] * len(waiting)
+        for process in [p for p in waiting if (p, ticket) in self._early]:
+            answers[waiting.pop(process)] = self._early.pop((process, ticket))
+        while waiting:
+            # What is raised in here breaks the group; what `poll` raises does not.
+            with self._breaks():
+                for message, number, process in self._incoming(patience, waiting):
+                    if number == ticket and process in waiting:
+                        answers[waiting.pop(process)] = message
+                    elif isinstance(message, messages.Result):
+                        self._early[process, number] = message  # it may be asked for later
+            if waiting and poll:
+                self._poll()
+        return answers
+
+    def _incoming(
+        self, patience: float, waiting: Iterable[WorkerProcess]
+    ) -> list[tuple[Any, int, WorkerProcess]]:
+        """What has arrived, after waiting a moment; raises the error of a worker in trouble."""
+        arrived = []
+        for key, _ in self._selector.select(POLL_SECONDS):
+            process: WorkerProcess = key.data
+            message, ticket = process.receive(self._timeout)
+            if isinstance(message, messages.Failed):
+                oom = message.out_of_memory
+                raise process.failed(
+                    message.text, WorkerOutOfMemoryError if oom else WorkerFailedError
+                )
+            if not isinstance(message, messages.Beat) or message.units != process.num_units_run:
+                process.last_progress = process.last_sign
+            if isinstance(message, messages.Beat):
+                process.num_units_run, process.doing = message.units, message.doing
+            else:
+                if isinstance(message, messages.Ready):
+                    process.ready = message  # not in _collect, which `poll` may end
+                arrived.append((message, ticket, process))
+        now = time.monotonic()
+        for process in waiting:
+            silence = now - process.last_sign
+            if silence > (self._timeout if process.ready else START_SECONDS):
+                raise process.hangs(silence)
+        stuck = min((now - p.last_progress for p in self._processes()), default=0.0)
+        if stuck > patience:
+            raise min(self._processes(), key=_suspicion).hangs(stuck)
+        return arrived
+
+    def _require_whole(self) -> None:
+        if self.broken:
+            raise WorkerError(f"The workers of {self.source.name} are gone. Run it again.")
+
+    def _processes(self) -> list[WorkerProcess]:
+        return [m.process for m in self._members]
+
+    def _breaks(self) -> _Breaks:
+        return _Breaks(self)
+
+
+class _Breaks:
+    """Whatever is raised in here leaves the group broken, its workers ended."""
+
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            self._group.broken = True
+            self._group.close()
+
+
+def _suspicion(process: WorkerProcess) -> tuple[int, float]:
+    """Sorts the worker first that most likely holds up the others, when none makes progress."""
+    # One that was asked and says nothing stands still; one that waits is held up itself.
+    return (None, "computing", "waiting", "nothing").index(process.doing), process.last_sign
+
+
+def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return tuple((x.shape, x.dtype) for x in leaves if isinstance(x, torch.Tensor))
+
+
+def cpu_threads_per_worker(devices: Sequence[str]) -> int:
+    """An even share of this process's own threads for every worker."""
+    return max(1, torch.get_num_threads() // len(devices))
+
+
+def relative_speeds(workers: Sequence[messages.Ready]) -> list[float]:
+    """How fast each worker's device is, the fastest being 1.
+
+    Devices of the same name count as equally fast, and others in steps of an eighth, so that the
+    cuts do not change with the noise of a measurement.
+    """
+    by_name: dict[str, float] = {}
+    for worker in workers:
+        by_name[worker.device_name] = max(worker.speed, by_name.get(worker.device_name, 0.0))
+    fastest = max(by_name.values())
+    return [max(1, round(8 * by_name[w.device_name] / fastest)) / 8 for w in workers]

@@ -1,0 +1,139 @@
+"""From a node's inputs to a distributed MODEL: the one way in for all nodes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from ..errors import CheckpointError, LayoutError, LoaderError
+from ..log import get_logger
+from ..plan import parse_devices
+from ..planner import PlanRequest
+from ..schedule import AsyncSchedule
+from .loading import Loader
+from .patcher import AsyncDiffModelPatcher
+from .remote import RemoteModel
+from .skeleton import build_skeleton
+
+log = get_logger()
+
+# Stock MODELs that a sampler node parallelised by itself. The distributed twin lives as long as
+# the stock model, so that its workers stay warm from prompt to prompt.
+_twins: weakref.WeakKeyDictionary[Any, dict[PlanRequest, AsyncDiffModelPatcher]] = (
+    weakref.WeakKeyDictionary()
+)
+
+# Stock models that cannot be spread, so that this is found out (and logged) once.
+_unspreadable: weakref.WeakSet[Any] = weakref.WeakSet()
+
+# Marks a MODEL that was placed on one device, so that no sampler node spreads it after all.
+_WHOLE = "asyncdiff_whole"
+
+
+def available_devices() -> tuple[str, ...]:
+    """The devices of this machine that workers can use, GPUs first."""
+    if comfy.model_management.cpu_mode() or not torch.cuda.is_available():
+        return ("cpu",)
+    return (*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu")
+
+
+def plan_for(devices: str, stages: int = 0, replicas: int = 0, stride: int = 1) -> PlanRequest:
+    """What a node's inputs ask for.
+
+    Raises:
+        PlanError: they do not fit this machine or each other.
+    """
+    names = parse_devices(devices, available_devices())
+    is_auto = devices.strip().lower() == "auto"
+    if is_auto and names[0] == "cpu":
+        device = comfy.model_management.get_torch_device()
+        if device.type not in ("cpu", "cuda"):
+            names = (str(device),)  # Apple, Intel and other accelerators: one device, no workers
+    return PlanRequest(names, stages, replicas, stride, is_auto)
+
+
+def load_distributed(loader: Loader, plan: PlanRequest) -> Any:
+    """The MODEL that `loader` loads, spread over the devices of `plan`.
+
+    Raises:
+        CheckpointError: the file is damaged, or no model.
+        LayoutError: the architecture has no layout.
+        PlanError: there are more stages than units.
+    """
+    if len(plan.devices) == 1:
+        return _keep_whole(loader(), plan)
+    return _distribute(loader, plan)
+
+
+def parallelize(model: Any, plan: PlanRequest) -> Any:
+    """A stock MODEL, with its patches and options, spread over the devices of `plan`.
+
+    A MODEL of this pack is spread anew. Workers load their parts from the file that the MODEL came
+    from; weights that are in this process are not sent.
+    """
+    if len(plan.devices) == 1:
+        return _keep_whole(model.clone(), plan)
+    twins = _twins.setdefault(model.model, {})
+    if plan not in twins:
+        twins[plan] = _distribute(Loader.of(model), plan)
+    twin = twins[plan]
+    twin.remote.warm()
+    # What the MODEL carries (patches, options, wrappers), over the twin's skeleton.
+    clone = model.clone(disable_dynamic=True, model_override=twin.get_clone_model_override())
+    return AsyncDiffModelPatcher.adopt(clone, twin.remote, parent=twin)
+
+
+def ensure_distributed(model: Any) -> Any:
+    """`model` if a node of this pack has placed it already; otherwise spread over all devices.
+
+    A MODEL that cannot be spread stays as it is, and a line in the log says why.
+    """
+    if isinstance(model, AsyncDiffModelPatcher) or model.get_attachment(_WHOLE):
+        return model
+    if model.model in _unspreadable:
+        return model
+    try:
+        return parallelize(model, plan_for("auto"))
+    except (LayoutError, LoaderError) as error:
+        log.info("the model stays in ComfyUI's own process: %s", error)
+        _unspreadable.add(model.model)
+        return model
+
+
+def _distribute(loader: Loader, plan: PlanRequest) -> AsyncDiffModelPatcher:
+    try:
+        patcher = build_skeleton(loader)
+    except Exception as error:
+        files = ", ".join(a for a in loader.args if isinstance(a, str))
+        raise CheckpointError(
+            f"{files} cannot be loaded: {error}. The file may be incomplete, or of another kind "
+            "than this node loads. Check its size, or download it again."
+        ) from error
+    # As the loader function itself tells it, so that a node of this pack and a stock loader of the
+    # same file share their workers.
+    remote = RemoteModel(patcher.model, Loader.of(patcher), plan)
+    remote.warm()
+    return AsyncDiffModelPatcher.adopt(patcher, remote)
+
+
+def _keep_whole(model: Any, plan: PlanRequest) -> Any:
+    log.info("one device (%s): the model stays in ComfyUI's own process", plan.devices[0])
+    model.set_attachments(_WHOLE, True)
+    return model
+
+
+def with_schedule(model: Any, warm_up: int, time_shift: bool) -> Any:
+    """A clone of `model` with this schedule; a MODEL that stayed on one device, as it is.
+
+    Raises:
+        ScheduleError: `warm_up` is below 1.
+    """
+    schedule = AsyncSchedule(warm_up, time_shift)
+    if not isinstance(model, AsyncDiffModelPatcher):
+        return model
+    clone = model.clone()
+    clone.schedule = schedule
+    return clone

@@ -1,0 +1,63 @@
+"""What ComfyUI tells about the coming timesteps, for a stride and a time shift."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..evaluator import Forecast, Inputs
+from .dealing import WithOptions
+
+
+class Forecaster:
+    """Makes the Forecast of every evaluation of one sampling run.
+
+    Args:
+        model_sampling: ComfyUI's, which turns sigmas into timesteps.
+    """
+
+    def __init__(self, model_sampling: Any) -> None:
+        self._timestep = model_sampling.timestep
+        # sigma -> the timestep that was evaluated with it, by the shape of the batch
+        self._seen: dict[tuple[float, torch.Size], torch.Tensor] = {}
+
+    def forecast(self, options: dict[str, Any], with_options: WithOptions) -> Forecast | None:
+        """The forecast for the evaluation with these options, or None if they tell no sigma.
+
+        Coming sigmas are those behind this one in the sampler's list, not a counter's, so that
+        partial denoising and schedules of any kind are right. Where a model makes its timestep of
+        more than sigma nothing is foreseen.
+        """
+        sigmas = options.get("sigmas")
+        if sigmas is None:
+            return None
+        sigma = float(sigmas.flatten()[0])
+        args, _ = with_options({})
+        timestep = args[1]
+        self._seen[sigma, timestep.shape] = timestep
+        coming: tuple[float, ...] | None = None
+        listed = options.get("sample_sigmas")
+        if listed is not None and self._is_foreseeable(sigma, timestep):
+            steps = listed[:-1].tolist()  # the last one is where the last step leads
+            if sigma in steps:
+                coming = tuple(steps[steps.index(sigma) + 1 :])
+
+        def at(other: float) -> Inputs:
+            replaced = {**options, "sigmas": torch.full_like(sigmas, other)}
+            args, kwargs = with_options(replaced)
+            shape = timestep.shape
+            at_other = self._seen.get((other, shape))
+            if at_other is None:
+                at_other = self._of(other, timestep)
+            return (args[0], at_other, *args[2:]), kwargs
+
+        return Forecast(sigma, coming, at)
+
+    def _is_foreseeable(self, sigma: float, timestep: torch.Tensor) -> bool:
+        return timestep.ndim == 1 and torch.equal(self._of(sigma, timestep), timestep)
+
+    def _of(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
+        sigmas = torch.full(like.shape, sigma, dtype=torch.float32, device=like.device)
+        timestep: torch.Tensor = self._timestep(sigmas).float()
+        return timestep.to(like.dtype)

@@ -1,0 +1,163 @@
+"""AsyncDiffModelPatcher: the MODEL whose diffusion model is spread over worker processes.
+
+To ComfyUI it is a ModelPatcher like any other: it is cloned, patched, loaded and freed by the same
+calls. What differs is where the weights are, and so the methods that touch weights.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, NoReturn
+
+import comfy.hooks
+import comfy.model_management
+import comfy.model_patcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ..errors import UnsupportedPatchError
+from ..schedule import AsyncSchedule
+from .remote import RemoteModel
+
+DEFAULT_WARM_UP = 3
+
+
+class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
+    """A ModelPatcher over a skeleton. Made by `adopt`, copied by `clone`."""
+
+    remote: RemoteModel
+    schedule: AsyncSchedule
+    _free_memory: float | None = None
+
+    @classmethod
+    def adopt(
+        cls, patcher: Any, remote: RemoteModel, parent: AsyncDiffModelPatcher | None = None
+    ) -> AsyncDiffModelPatcher:
+        """Turn `patcher`, a fresh one over a skeleton, into one of this class.
+
+        Changing the class keeps every attribute that this version of ComfyUI gives a clone. To the
+        memory manager the result is a clone of `parent`, which outlives it, and not of the stock
+        MODEL whose patches it carries.
+        """
+        patcher.__class__ = cls
+        patcher.remote = remote
+        patcher.schedule = AsyncSchedule(DEFAULT_WARM_UP)
+        patcher.parent = parent
+        patcher.clone_base_uuid = parent.clone_base_uuid if parent else uuid.uuid4()
+        devices = remote.request.devices
+        here = devices.count(str(patcher.load_device))
+        patcher.size = max(1, remote.weight_bytes * here // len(devices))
+        patcher.model.device = patcher.load_device
+        adopted: AsyncDiffModelPatcher = patcher
+        return adopted
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        n = super().clone(*args, **kwargs)
+        n.remote = self.remote
+        n.schedule = self.schedule
+        return n
+
+    # Sampling --------------------------------------------------------------------------------
+
+    def pre_run(self) -> None:
+        self._refuse_what_cannot_cross()
+        self._free_memory = None
+        self.remote.begin_run(self.schedule, str(self.patches_uuid), self.patches)
+        super().pre_run()
+
+    def cleanup(self) -> None:
+        try:
+            super().cleanup()
+        finally:
+            self.remote.end_run()
+
+    def get_free_memory(self, device: Any) -> float:
+        """Free memory as of the first question in this run.
+
+        ComfyUI decides by it whether cond and uncond share a batch. The answer must not change
+        within a run: stored activations belong to one batch make-up.
+        """
+        if self.remote.may_deal:
+            return float("inf")  # replicas share one batch, so there must be one
+        if self._free_memory is None:
+            self._free_memory = super().get_free_memory(device)
+        return self._free_memory
+
+    def _refuse_what_cannot_cross(self) -> None:
+        refused = [f"object patch {k!r}" for k in self.object_patches if _concerns_weights(k)]
+        refused += [f"weight wrapper {key!r}" for key in self.weight_wrapper_patches]
+        refused += [f"injection {key!r}" for key in self.injections]
+        if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
+            refused.append("torch.compile (TorchCompileModel)")
+        if refused:
+            raise UnsupportedPatchError(
+                f"This MODEL carries {', '.join(refused)}, which cannot be taken to worker "
+                "processes yet. Remove the node that adds it, or use ComfyUI's own loader."
+            )
+
+    # Memory ----------------------------------------------------------------------------------
+
+    def loaded_size(self) -> int:
+        return self.size if self.remote.is_loaded() else 0
+
+    def partially_load(self, device_to: Any, *args: Any, **kwargs: Any) -> int:
+        """Put object patches in force here; workers load when the first evaluation comes."""
+        with self.use_ejected(skip_and_inject_on_exit_only=True):
+            self.unpatch_model(unpatch_weights=False)
+            self.patch_model(device_to, load_weights=False)
+        self.load(device_to)
+        return 0
+
+    def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
+        self.model.device = device_to
+        self.model.current_weight_patches_uuid = self.patches_uuid
+        for callback in self.get_all_callbacks(CallbacksMP.ON_LOAD):
+            callback(self, device_to, 0, False, True)
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        super().unpatch_model(None, unpatch_weights=False)
+        if unpatch_weights:
+            self.model.current_weight_patches_uuid = None
+
+    def partially_unload(self, device_to: Any, memory_to_free: int = 0, *args: Any) -> int:
+        """Nothing: a stage is given back as a whole, by `detach`."""
+        return 0
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        """Give the workers' memory back, if `unpatch_all`.
+
+        ComfyUI passes False when one clone takes the place of another and when a clone is deleted.
+        """
+        model = super().detach(unpatch_all)
+        if unpatch_all:
+            self.remote.unload()
+        return model
+
+    # What needs the weights here -------------------------------------------------------------
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> NoReturn:
+        _refuse("be the second model of a merge, or be saved")
+
+    def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse("be saved")
+
+    def patch_weight_to_device(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse("be patched in the ComfyUI process")
+
+    def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse("be combined with MultiGPU CFG Split")
+
+    def register_all_hook_patches(self, hooks: Any, *args: Any, **kwargs: Any) -> Any:
+        if hooks.get_type(comfy.hooks.EnumHookType.Weight):
+            _refuse("take LoRA hooks on conditionings yet; load the LoRA on the MODEL instead, or")
+        return super().register_all_hook_patches(hooks, *args, **kwargs)
+
+
+def _concerns_weights(name: str) -> bool:
+    return name.startswith("diffusion_model") or name == "manual_cast_dtype"
+
+
+def _refuse(what: str) -> NoReturn:
+    raise UnsupportedPatchError(
+        f"A MODEL spread over worker processes cannot {what}: its weights are not in this process. "
+        "Do that with the MODEL of ComfyUI's own loader, before AsyncDiffParallelize."
+    )

@@ -1,0 +1,98 @@
+"""The worker groups of this ComfyUI process: shared, kept warm, bounded in number.
+
+A group belongs to (weights, options, devices), not to the node that made the MODEL, so that it
+survives ComfyUI running a loader node again. When the last MODEL that uses it is gone it stays for
+a while, since the next prompt may load the same model again, and is then released.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from ..group import WorkerGroup
+from ..log import get_logger
+
+log = get_logger("pool")
+
+LINGER_SECONDS = 60.0
+
+
+class GroupPool:
+    """Groups by key, the least recently used one first.
+
+    Args:
+        capacity: how many groups may exist at a time.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._groups: OrderedDict[Hashable, WorkerGroup] = OrderedDict()
+        self._references: dict[Hashable, int] = {}
+        self._releases: dict[Hashable, threading.Timer] = {}  # of groups without a user
+        self._lock = threading.RLock()
+
+    def obtain(self, key: Hashable, make: Callable[[], WorkerGroup]) -> WorkerGroup:
+        """The group `key`: the one there is if it is fit for use, otherwise a new one, started."""
+        with self._lock:
+            group = self._groups.pop(key, None)
+            if group is not None and not group.is_alive():
+                group.close()
+                group = None
+            if group is None:
+                self._make_room()
+                group = make()
+                group.start()
+            self._groups[key] = group
+            return group
+
+    def _make_room(self) -> None:
+        idle = [key for key, group in self._groups.items() if not group.is_running]
+        for key in idle[: max(0, len(self._groups) - self._capacity + 1)]:
+            group = self._groups.pop(key)
+            log.info("releasing the workers of %s", group.source.name)
+            group.close()
+
+    def peek(self, key: Hashable) -> WorkerGroup | None:
+        """The group `key` if there is one."""
+        with self._lock:
+            return self._groups.get(key)
+
+    def refer(self, key: Hashable) -> None:
+        """Count one more user of the group `key`."""
+        with self._lock:
+            self._references[key] = self._references.get(key, 0) + 1
+            if key in self._releases:
+                self._releases.pop(key).cancel()
+
+    def forget(self, key: Hashable) -> None:
+        """Count one user less. The group is released a while after its last user is gone."""
+        with self._lock:
+            self._references[key] -= 1
+            if self._references[key] or key not in self._groups:
+                return
+            timer = threading.Timer(LINGER_SECONDS, lambda: self._release(key, timer))
+            timer.daemon = True
+            self._releases[key] = timer
+            timer.start()
+
+    def _release(self, key: Hashable, timer: threading.Timer) -> None:
+        with self._lock:
+            # A timer that could not be cancelled in time is not the one that counts any more.
+            if self._releases.get(key) is timer:
+                del self._releases[key]
+                if key in self._groups:
+                    self._groups.pop(key).close()
+
+    def close(self) -> None:
+        """Release all groups."""
+        with self._lock:
+            while self._groups:
+                self._groups.popitem()[1].close()
+
+
+POOL = GroupPool(capacity=max(1, int(os.environ.get("ASYNCDIFF_MAX_GROUPS", "2"))))
+atexit.register(POOL.close)

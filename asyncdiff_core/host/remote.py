@@ -1,0 +1,272 @@
+"""RemoteModel: what connects a skeleton in the ComfyUI process with the group that computes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+import torch
+
+from ..errors import AsyncDiffError, WorkerDiedError, WorkerOutOfMemoryError
+from ..evaluator import Call
+from ..group import ModelSource, WorkerGroup
+from ..log import get_logger
+from ..partition import partition, require_units
+from ..plan import ParallelPlan
+from ..planner import PlanRequest, choose
+from ..process import Launch
+from ..schedule import AsyncSchedule
+from ..trunk import Trunk
+from .dealing import WithOptions, deal, gather, options_of_hand, take
+from .forecast import Forecaster
+from .layouts import layout_of
+from .loading import Loader
+from .patches import pack_patches, portable_options
+from .pool import POOL
+from .reports import record
+from .skeleton import make_remote
+
+log = get_logger("model")
+
+PACK_ROOT = Path(__file__).resolve().parents[2]
+COMFYUI_ROOT = Path(folder_paths.__file__).resolve().parent
+
+# ComfyUI takes at most one of these.
+_MEMORY_FLAGS = {"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram", "--cpu"}
+
+
+class RemoteModel:
+    """One distributed model: shared by all clones of a MODEL.
+
+    Args:
+        base_model: the skeleton, as ComfyUI's BaseModel.
+        loader: the call that each worker makes to load its own part.
+        request: over which devices, and what is fixed of the plan.
+
+    Raises:
+        LayoutError: the architecture has no layout.
+        PlanError: the plan has more stages than the trunk has units.
+    """
+
+    builder = f"{__package__.rpartition('.')[0].rpartition('.')[2]}.host.stage_weights:build"
+
+    def __init__(self, base_model: Any, loader: Loader, request: PlanRequest) -> None:
+        model = base_model.diffusion_model
+        trunk = Trunk.of(model, layout_of(model))
+        config = base_model.model_config
+        spec = {
+            "loader": (loader.function, loader.args, loader.index),
+            "dtype": config.unet_config.get("dtype"),
+            "manual_cast_dtype": config.manual_cast_dtype,
+        }
+        units = tuple(unit.name for unit in trunk.units)
+        require_units(len(units), min(plan.stages for plan in request.candidates()))
+        self.source = ModelSource(type(model).__name__, self.builder, spec, units, trunk.skips)
+        self.request = request
+        self.weight_bytes = sum(p.nbytes for p in model.parameters())
+        self._unit_bytes = [sum(p.nbytes for p in u.module.parameters()) for u in trunk.units]
+        self._base_model = base_model
+        self.key = _group_key(spec, request.devices)
+        self._run: _Run | None = None
+        POOL.refer(self.key)
+        weakref.finalize(self, POOL.forget, self.key).atexit = False
+        reference = weakref.ref(self)  # the skeleton must not keep its remote alive
+
+        def evaluate(x: Any, options: dict[str, Any], with_options: Any) -> Any:
+            remote = reference()
+            if remote is None:
+                raise AsyncDiffError("This MODEL was released. Run its loader node again.")
+            return remote.evaluate(x, options, with_options)
+
+        make_remote(model, evaluate)
+
+    def warm(self) -> None:
+        """Start the workers, if they are not there, without waiting for them."""
+        POOL.obtain(self.key, self._make_group)
+
+    def is_loaded(self) -> bool:
+        """Whether workers hold weights of this model now."""
+        group = POOL.peek(self.key)
+        return group is not None and group.is_loaded()
+
+    def unload(self) -> None:
+        """Have the workers give their weights back; they stay, and load again when needed."""
+        group = POOL.peek(self.key)
+        if group is not None and group.is_alive():
+            group.unload()
+
+    @property
+    def may_deal(self) -> bool:
+        """Whether conds may be dealt to replicas, for which they must come in one batch."""
+        return any(plan.replicas > 1 for plan in self.request.candidates())
+
+    def begin_run(self, schedule: AsyncSchedule, uuid: str, patches: dict[str, Any]) -> None:
+        """A sampling run begins.
+
+        Args:
+            uuid: names `patches`; the same again means the same patches.
+            patches: weight patches by key, as ModelPatcher collects them.
+        """
+        forecaster = Forecaster(self._base_model.model_sampling)
+        self._run = _Run(self._take_group(schedule), schedule, uuid, patches, forecaster)
+
+    def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
+        group = POOL.obtain(self.key, self._make_group)
+        group.begin_run(schedule)
+        return group
+
+    def evaluate(self, x: Any, options: dict[str, Any], with_options: WithOptions) -> Any:
+        """One call of the diffusion model, see skeleton.make_remote.
+
+        Raises:
+            UnsupportedPatchError: `options` hold something that cannot cross; it is named.
+            WorkerError: a worker died, hung or failed; the next run gets a new group.
+        """
+        run = self._run
+        if run is None:
+            raise AsyncDiffError(
+                "This MODEL can only be evaluated by a sampler: it was called outside of a "
+                "sampling run."
+            )
+        portable = portable_options(options)
+        try:
+            try:
+                output = self._evaluate(run, portable, with_options)
+            except WorkerDiedError:
+                if run.is_prepared or run.group.cold:
+                    raise
+                # A worker that died since the last run. Nothing of this one is lost yet.
+                log.warning("a worker of %s died while it was idle", self.source.name)
+                run.group = self._take_group(run.schedule)
+                output = self._evaluate(run, portable, with_options)
+        except WorkerOutOfMemoryError as error:
+            raise comfy.model_management.OOM_EXCEPTION(str(error)) from error
+        run.is_prepared = True
+        return output.to(x.device if isinstance(x, torch.Tensor) else x[0].device)
+
+    def _evaluate(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> Any:
+        if not run.is_prepared:
+            self._prepare(run, options, with_options)
+        conds = options.get("cond_or_uncond", ())
+        replicas = run.group.plan.replicas
+        hands = deal(conds, replicas) if replicas > 1 and len(conds) > 1 else []
+        if len(hands) < 2:
+            if replicas > 1 and not run.said_idle:
+                run.said_idle = True
+                log.info("one cond: %d of %d replicas idle", replicas - 1, replicas)
+            (output,) = run.group.evaluate_all([self._call(run, options, with_options)])
+            return output
+        calls = [
+            self._call(
+                *(run, options_of_hand(options, hand), take(with_options, len(conds), hand)),
+                replica=replica,
+            )
+            for replica, hand in enumerate(hands)
+        ]
+        return gather(run.group.evaluate_all(calls), hands)
+
+    def _call(
+        self, run: _Run, options: dict[str, Any], with_options: WithOptions, replica: int = 0
+    ) -> Call:
+        args, kwargs = with_options(options)
+        forecast = run.forecaster.forecast(options, with_options)
+        return Call(lane_key(options, args[0]), args, kwargs, forecast, replica)
+
+    def _prepare(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> None:
+        """Before the first evaluation: choose the plan, and have the workers hold their parts."""
+        group = run.group
+        args, kwargs = with_options(options)
+        if len(self.request.candidates()) > 1:
+            sigmas = options.get("sample_sigmas")
+            choice = choose(
+                self.request,
+                num_conds=len(set(options.get("cond_or_uncond", (0,)))),
+                steps=20 if sigmas is None else max(1, len(sigmas) - 1),
+                warm_up=run.schedule.warm_up,
+                costs=group.costs(args, kwargs),
+                fits=lambda plan: self._fits(plan, group),
+            )
+            log.info("%s: %s", self.source.name, choice)
+            group.set_plan(choice.plan)
+        else:
+            group.set_plan(self.request.candidates()[0])
+        group.prepare(args, kwargs)
+        units = self.source.units
+        group.set_patches(
+            run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
+        )
+
+    def _fits(self, plan: ParallelPlan, group: WorkerGroup) -> bool:
+        """Whether each device has memory for what the plan puts on it."""
+        shared = self.weight_bytes - sum(self._unit_bytes)
+        ranges = partition(self._unit_bytes, [1.0] * plan.stages)
+        need: dict[str, int] = {}
+        for place in plan.placements():
+            start, stop = ranges[place.stage]
+            share = shared + sum(self._unit_bytes[start:stop])
+            need[place.device] = need.get(place.device, 0) + share
+        has = group.device_memory()
+        return all(need[device] <= has.get(device, need[device]) for device in need)
+
+    def end_run(self) -> None:
+        """The sampling run is over, however it ended."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        report = run.group.end_run()
+        if report is not None and report.evaluations:
+            record(report)
+
+    def _make_group(self) -> WorkerGroup:
+        launch = Launch(
+            # ComfyUI first: the pack has folders of the same names, `nodes` and `tests`.
+            python_path=(str(COMFYUI_ROOT), str(PACK_ROOT)),
+            cwd=str(COMFYUI_ROOT),
+            arguments=tuple(sys.argv[1:]),
+            cpu_arguments=_cpu_arguments(sys.argv[1:]),
+        )
+        return WorkerGroup(
+            *(self.request.candidates()[0], self.source, launch),
+            folder=Path(folder_paths.get_temp_directory()) / "asyncdiff",
+            poll=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
+
+
+@dataclass
+class _Run:
+    """A sampling run that is going on."""
+
+    group: WorkerGroup
+    schedule: AsyncSchedule
+    uuid: str
+    patches: dict[str, Any]
+    forecaster: Forecaster
+    is_prepared: bool = False
+    said_idle: bool = False
+
+
+def _cpu_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """ComfyUI's own command line, as a worker on the CPU has to read it."""
+    return (*(a for a in arguments if a not in _MEMORY_FLAGS), "--cpu")
+
+
+def lane_key(options: dict[str, Any], x: Any) -> Hashable:
+    """Evaluations of the same batch make-up share a lane."""
+    shapes = tuple(tuple(t.shape) for t in (x if isinstance(x, list) else [x]))
+    return tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), shapes
+
+
+def _group_key(spec: dict[str, Any], devices: tuple[str, ...]) -> Hashable:
+    files = []
+    for argument in spec["loader"][1]:
+        if isinstance(argument, str) and os.path.isfile(argument):
+            stat = os.stat(argument)
+            files.append((argument, stat.st_mtime_ns, stat.st_size))
+    return repr(spec), tuple(files), devices

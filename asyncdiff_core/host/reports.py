@@ -1,0 +1,32 @@
+"""The reports of the last sampling runs, for `GET /asyncdiff/report`."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from ..report import RunReport
+
+_KEEP = 32
+_runs: deque[dict[str, Any]] = deque(maxlen=_KEEP)
+
+
+def record(report: RunReport) -> None:
+    """Keep `report`, with the prompt and the node that it belongs to."""
+    context = _executing_context()
+    if context is not None:
+        report.prompt_id, report.node_id = context.prompt_id, context.node_id
+    _runs.append(report.as_dict())
+
+
+def last_runs() -> list[dict[str, Any]]:
+    """The last runs as plain data, newest last."""
+    return list(_runs)
+
+
+def _executing_context() -> Any:
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:  # ComfyUI before 0.3.50
+        return None
+    return get_executing_context()

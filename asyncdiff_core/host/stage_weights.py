@@ -1,0 +1,139 @@
+"""In a worker: build ComfyUI's model class, and load the weights of one stage into it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import comfy.options
+
+# Workers run on ComfyUI's own command line, which its modules read when they are imported.
+comfy.options.enable_args_parsing()
+
+import comfy.model_management  # noqa: E402
+import torch  # noqa: E402
+
+from ..costs import measure_costs  # noqa: E402
+from ..stage import StagedModel  # noqa: E402
+from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
+from .layouts import entry_of, layout_of  # noqa: E402
+from .loading import Loader, deferred_weights  # noqa: E402
+from .patches import unpack_patches  # noqa: E402
+
+# Below this a parameter keeps the initial value that its class gives it until the file's value
+# replaces it, as in ComfyUI; above, it would only cost memory.
+MIN_META_NUMEL = 2**16
+
+
+class ComfyStageModel:
+    """worker.StageModel for ComfyUI's models.
+
+    Args:
+        spec: `loader` (function, args, index), `dtype` and `manual_cast_dtype` as the ComfyUI
+            process chose them, so that workers on unequal devices compute alike.
+        device: where the stage computes.
+    """
+
+    def __init__(self, spec: dict[str, Any], device: torch.device) -> None:
+        self._loader = Loader(*spec["loader"])
+        self._dtype, self._manual_cast_dtype = spec["dtype"], spec["manual_cast_dtype"]
+        self._device = device
+        self._patcher: Any = None
+        self.staged: StagedModel
+
+    def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
+        """Cost of each unit for these inputs, from one forward on the meta device."""
+        with deferred_weights(configure=self._configure):
+            model = self._loader.without_paging().model.diffusion_model
+        trunk = Trunk.of(model, layout_of(model))
+        with _attention_on_meta():
+            return measure_costs(
+                model, trunk, args, kwargs, entry=entry_of(model), device_type=self._device.type
+            )
+
+    def load(self, start: int, stop: int) -> tuple[int, int]:
+        """Load the units [start, stop) and the parts outside the trunk to the device."""
+        self.unload()
+        trunk: Trunk | None = None
+
+        def read(base_model: Any, copy_weights: Callable[[], Any]) -> None:
+            nonlocal trunk
+            model = base_model.diffusion_model
+            trunk = Trunk.of(model, layout_of(model))
+            foreign = (*trunk.units[:start], *trunk.units[stop:])
+            drop_parameters(unit.module for unit in foreign)
+            _materialise(model)
+            prefixes = tuple(f"{unit.name}." for unit in foreign)
+            config = base_model.model_config
+            convert = config.process_unet_state_dict
+            config.process_unet_state_dict = lambda sd: {
+                key: value for key, value in convert(sd).items() if not key.startswith(prefixes)
+            }
+            try:
+                copy_weights()
+            finally:
+                config.process_unet_state_dict = convert
+
+        with deferred_weights(read, self._configure, MIN_META_NUMEL):
+            patcher = self._loader.without_paging()
+        assert trunk is not None
+        model = patcher.model.diffusion_model
+        patcher.load_device = self._device
+        patcher.patch_model(device_to=self._device)
+        self._patcher = patcher
+        self.staged = StagedModel(model, trunk, entry_of(model))
+        owned = parameter_bytes(unit.module for unit in trunk.units[start:stop])
+        return owned, parameter_bytes([model]) - owned
+
+    def unload(self) -> None:
+        """Give the memory of the weights back."""
+        self._patcher = None
+        self.__dict__.pop("staged", None)
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+
+    def patch(self, payload: Any) -> None:
+        """Put the weight patches of `payload` in force, with ComfyUI's own code."""
+        patcher = self._patcher
+        patcher.unpatch_model(device_to=None)  # restores the original weights exactly
+        patcher.patches = unpack_patches(payload)
+        patcher.patch_model(device_to=self._device)
+
+    def _configure(self, model_config: Any) -> None:
+        model_config.unet_config["dtype"] = self._dtype
+        model_config.manual_cast_dtype = self._manual_cast_dtype
+
+
+@contextlib.contextmanager
+def _attention_on_meta() -> Iterator[None]:
+    """Let ComfyUI's attention run on meta tensors: it asks how much memory the device has."""
+    management = comfy.model_management
+    original = management.get_free_memory
+
+    def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
+        if getattr(dev, "type", None) != "meta":
+            return original(dev, torch_free_too)
+        return (2**40, 2**40) if torch_free_too else 2**40
+
+    management.get_free_memory = get_free_memory
+    try:
+        yield
+    finally:
+        management.get_free_memory = original
+
+
+def _materialise(model: torch.nn.Module) -> None:
+    """Real memory for the parameters that are still on meta."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = torch.nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False
+                )
+
+
+def build(spec: dict[str, Any], device: torch.device) -> ComfyStageModel:
+    """The builder that workers call."""
+    return ComfyStageModel(spec, device)

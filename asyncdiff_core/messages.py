@@ -1,0 +1,191 @@
+"""The messages between ComfyUI and its workers.
+
+Only plain data and tensors travel: the pack's classes have other module names in ComfyUI than in a
+worker, so a message crosses as its name and its fields. Every request has a ticket, which its
+answer repeats, so that an answer that nobody waits for any more is told from a later one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+# Waiting is for a message of another worker.
+Activity = Literal["computing", "waiting", "nothing"]
+
+# To a worker -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Configure:
+    """First message: who the worker is, and how it builds its model.
+
+    `builder` is ``module:function``; called with `spec` and the torch device it returns a
+    StageModel (see worker.py).
+    """
+
+    rank: int
+    name: str
+    device: str
+    num_threads: int
+    builder: str
+    spec: dict[str, Any]
+    backend: str
+    rendezvous: str
+    world_size: int
+    timeout: float
+
+
+@dataclass(frozen=True)
+class MeasureCosts:
+    """Estimate what each unit costs for inputs like these (no weights needed)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Own the units [start, stop), and exchange activations along these links.
+
+    `incoming` and `outgoing` are (rank, units) pairs. `lead` is 0, or for an extra copy of the last
+    stage how many evaluations older the output is that it yields.
+    """
+
+    start: int
+    stop: int
+    incoming: tuple[tuple[int, tuple[int, ...]], ...]
+    outgoing: tuple[tuple[int, tuple[int, ...]], ...]
+    lead: int = 0
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Give the memory of the weights back."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Weight patches (LoRA and the like) for the owned units, in place of those in force."""
+
+    payload: Any
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Run a round.
+
+    `inputs` is what InputEncoder made of the inputs of its first evaluation. `variants` has, for
+    each evaluation that the round yields, the leaves of these inputs that its timestep replaces.
+    """
+
+    lane: int
+    index: int
+    evaluation: int
+    mode: str
+    inputs: Any
+    variants: list[dict[int, Any]]
+
+
+@dataclass(frozen=True)
+class EndRun:
+    """The sampling run is over: its lanes die."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the process in good order."""
+
+
+# From a worker ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker is up.
+
+    `speed` is its matrix multiplication rate, in FLOP/s; `memory_bytes` the memory of its device,
+    or 0 where the device shares the host's.
+    """
+
+    pid: int
+    device_name: str
+    speed: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Answer to MeasureCosts: seconds, of an imaginary device, per unit."""
+
+    costs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Answer to Load: bytes of its units, of the parts outside the trunk, and of the process."""
+
+    weight_bytes: int
+    shared_bytes: int
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """Answer to Patch and Unload."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Answer of the last stage to Evaluate: the model's output."""
+
+    output: Any
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """Answer to EndRun: a span per evaluation, see report.py; clocks are `time.perf_counter`."""
+
+    spans: list[tuple[Any, ...]]
+    resident_bytes: int
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Sent once a second by a worker that was busy in it.
+
+    `units` counts the units that it has run; `doing` is what it does now.
+    """
+
+    units: int
+    doing: Activity
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The worker could not do what it was asked; `out_of_memory` as ComfyUI defines it."""
+
+    text: str
+    out_of_memory: bool = False
+    traceback: str = field(default="", repr=False)
+
+
+_TYPES = {
+    cls.__name__: cls
+    for cls in (
+        *(Configure, MeasureCosts, Load, Unload, Patch, Evaluate, EndRun, Stop),
+        *(Ready, Costs, Loaded, Done, Result, RunEnded, Beat, Failed),
+    )
+}
+
+
+def to_wire(message: Any, ticket: int = 0) -> tuple[str, int, tuple[Any, ...]]:
+    """`message` as plain data."""
+    values = tuple(getattr(message, f.name) for f in fields(message))
+    return type(message).__name__, ticket, values
+
+
+def from_wire(wire: tuple[str, int, tuple[Any, ...]]) -> tuple[Any, int]:
+    """The message that `to_wire` took apart, and its ticket."""
+    name, ticket, values = wire
+    return _TYPES[name](*values), ticket

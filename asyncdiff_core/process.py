@@ -1,0 +1,225 @@
+"""Start, watch and end one worker process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .channel import Channel
+from .errors import (
+    ChannelClosedError,
+    ChannelTimeoutError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerStartError,
+    WorkerTimeoutError,
+)
+from .messages import Activity, Ready, from_wire, to_wire
+
+STOP_SECONDS = 3.0
+
+# PYTHONPATH would not do: the Python of ComfyUI's Windows package ignores it. The thread ends a
+# worker with its host already while it imports, which can take long from a cold disk.
+_BOOTSTRAP = """
+import json, os, runpy, select, sys, threading
+
+def end_with_host(fd):
+    poll = select.poll()
+    poll.register(fd, 0)  # no events: errors and the end of the other side are always told
+    poll.poll()
+    os._exit(0)
+
+if sys.argv[3] == "--control-fd" and hasattr(select, "poll"):
+    threading.Thread(target=end_with_host, args=[int(sys.argv[4])], daemon=True).start()
+sys.path[:0] = json.loads(sys.argv.pop(2))
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+# By default glibc gives memory back to the kernel after almost every operation on activations, and
+# takes it anew, zeroed page by page, for the next. On the CPU that is a third of a stage's time,
+# and more where several workers do it at once.
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the most that glibc accepts
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How worker processes are started.
+
+    Attributes:
+        python_path: folders that come first on the worker's search path, in order.
+        cwd: the working directory.
+        arguments: ComfyUI's own command line, which its modules read in the worker too.
+        cpu_arguments: the same for workers on the CPU.
+        python: the interpreter.
+    """
+
+    python_path: tuple[str, ...]
+    cwd: str
+    arguments: tuple[str, ...] = ()
+    cpu_arguments: tuple[str, ...] = ()
+    python: str = sys.executable
+
+
+def device_environment(device: str, base: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The environment in which `device` is the only one to be seen, and its name there."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        env = {}
+        for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+            visible = [v for v in base.get(variable, "").split(",") if v]
+            if visible or variable == "CUDA_VISIBLE_DEVICES":
+                env[variable] = visible[int(index)] if visible else index
+        return env, "cuda:0"
+    if kind == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}, "cpu"
+    return {}, device
+
+
+class WorkerProcess:
+    """A worker process, and this end of its control channel."""
+
+    def __init__(
+        self, name: str, device: str, launch: Launch, num_threads: int, log_file: Path
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.log_file = log_file
+        device_env, self.local_device = device_environment(device, os.environ)
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
+        env = {**_ALLOCATOR, **os.environ, **device_env, **threads, "PYTHONUNBUFFERED": "1"}
+        self.channel, theirs = Channel.pair()
+        module = f"{__package__.rpartition('.')[2]}.worker"
+        command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
+        arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
+        windows = sys.platform == "win32"
+        control = ["--control-stdin"] if windows else ["--control-fd", str(theirs.fileno())]
+        try:
+            with open(log_file, "ab") as log, theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [*command, *control, *arguments],
+                    cwd=launch.cwd,
+                    env=env,
+                    stdin=subprocess.PIPE if windows else subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=() if windows else (theirs.fileno(),),
+                    # The stop key of a terminal is the host's affair, which ends workers itself.
+                    start_new_session=True,
+                )
+                if windows:
+                    assert self._process.stdin is not None
+                    self._process.stdin.write(theirs.share(self._process.pid))  # type: ignore[attr-defined]
+                    self._process.stdin.close()
+        except OSError as error:
+            self.channel.close()
+            raise WorkerStartError(f"{self} could not be started: {error}") from error
+        now = time.monotonic()
+        self.last_sign = now
+        self.last_progress = now
+        self.num_units_run = -1
+        self.doing: Activity | None = None  # None: not known
+        self.ready: Ready | None = None  # until then it may be silent for long: it imports
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, message: Any, timeout: float, ticket: int = 0) -> None:
+        """Send one message; errors name the worker."""
+        with _named(self):
+            self.channel.send(to_wire(message, ticket), timeout)
+
+    def send_frame(self, frame: Sequence[memoryview], timeout: float) -> None:
+        """Send a message that is encoded already."""
+        with _named(self):
+            self.channel.send_frame(frame, timeout)
+
+    def receive(self, timeout: float) -> tuple[Any, int]:
+        """The next message, which must have begun to arrive, and its ticket."""
+        with _named(self):
+            message = from_wire(self.channel.receive(timeout))
+        self.last_sign = time.monotonic()
+        return message
+
+    def asked(self, now: float) -> None:
+        """Something was sent to it at `now`: what it was before says nothing any more."""
+        self.last_sign = self.last_progress = now
+        self.doing = None
+
+    def died(self) -> WorkerDiedError:
+        """The error that says how this process ended."""
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            return WorkerDiedError(f"{self} closed its channel. {self._see_log()}")
+        if code < 0:
+            try:
+                how = f"was ended by signal {signal.Signals(-code).name}"
+            except ValueError:
+                how = f"was ended by signal {-code}"
+        else:
+            how = f"ended with exit status {code}"
+        return WorkerDiedError(f"{self} {how}. {self._see_log()}")
+
+    def hangs(self, seconds: float) -> WorkerTimeoutError:
+        """The error that says that this process made no progress."""
+        return WorkerTimeoutError(
+            f"{self} made no progress for {seconds:.0f} s. {self._see_log()} If the device is just "
+            "slow, set the environment variable ASYNCDIFF_TIMEOUT to more seconds."
+        )
+
+    def failed(self, text: str, error: type[WorkerError]) -> WorkerError:
+        """`error`, with `text` and the name of this worker."""
+        return error(f"{self}: {text} {self._see_log()}")
+
+    def _see_log(self) -> str:
+        return f"Its log is {self.log_file}"
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """Close the channel, at which a worker ends itself, even a busy one."""
+        self.channel.close()
+
+    def join(self, timeout: float = STOP_SECONDS) -> None:
+        """Wait for the end of the process; make it end if it does not by itself."""
+        for end in (self._process.terminate, self._process.kill):
+            try:
+                self._process.wait(timeout)
+                return
+            except subprocess.TimeoutExpired:
+                end()
+        self._process.wait()
+
+
+class _named:  # noqa: N801 - reads as a statement
+    """Turn the errors of a channel into errors that name its worker."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ChannelClosedError):
+            raise self._worker.died() from None
+        if isinstance(error, ChannelTimeoutError):
+            raise self._worker.hangs(time.monotonic() - self._worker.last_sign) from None

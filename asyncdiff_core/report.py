@@ -1,0 +1,97 @@
+"""What a sampling run did: per evaluation and worker, when it waited and when it computed.
+
+All clocks are `time.perf_counter`, which is one clock for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .schedule import Mode
+
+
+@dataclass(frozen=True)
+class Span:
+    """One worker's part of one evaluation. `start` and `end` are clocks, in seconds; of the time
+    between them `wait` seconds went by waiting for a message (first), and `compute` computing."""
+
+    index: int
+    lane: int
+    mode: Mode
+    start: float
+    wait: float
+    compute: float
+    end: float
+
+
+@dataclass
+class WorkerReport:
+    """One worker: who it is, what it holds, what it did."""
+
+    rank: int
+    stage: int
+    replica: int
+    device: str
+    pid: int
+    units: tuple[int, int]
+    first_unit: str
+    last_unit: str
+    num_units: int
+    weight_bytes: int
+    shared_bytes: int
+    resident_bytes: int = 0
+    log_file: str = ""
+    spans: list[Span] = field(default_factory=list)
+
+
+@dataclass
+class RunReport:
+    """One sampling run, as the host saw it. Clocks are absolute until `as_dict`.
+
+    `refused_stride`: the sampler allowed no stride, so the run went on with stride 1.
+    """
+
+    model: str
+    plan: dict[str, Any]
+    schedule: dict[str, Any]
+    start: float
+    cold: bool
+    end: float = 0.0
+    first_step: float | None = None
+    evaluations: list[tuple[int, int, Mode, float, float]] = field(default_factory=list)
+    workers: Sequence[WorkerReport] = ()
+    refused_stride: bool = False
+    prompt_id: str | None = None
+    node_id: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; all times in seconds since the start of the run."""
+        origin = self.start
+        return {
+            "prompt_id": self.prompt_id,
+            "node_id": self.node_id,
+            "model": self.model,
+            "plan": self.plan,
+            "schedule": self.schedule,
+            "seconds": self.end - origin,
+            "seconds_to_first_step": None if self.first_step is None else self.first_step - origin,
+            "cold": self.cold,
+            "refused_stride": self.refused_stride,
+            "evaluations": [
+                {"index": i, "lane": lane, "mode": mode, "start": a - origin, "end": b - origin}
+                for i, lane, mode, a, b in self.evaluations
+            ],
+            "workers": [
+                {
+                    **{k: v for k, v in vars(worker).items() if k != "spans"},
+                    "units": list(worker.units),
+                    "spans": [
+                        {**vars(s), "start": s.start - origin, "end": s.end - origin}
+                        for s in worker.spans
+                    ],
+                }
+                for worker in self.workers
+            ],
+        }

@@ -1,0 +1,206 @@
+"""Run one stage of any model: only the units of the stage compute, the rest is stored or skipped.
+
+The model's own forward runs, so that everything around the units (embeddings, positional
+encoding, control residuals, patches) stays the model's own code. Each unit's forward is replaced
+on this model instance:
+
+- a unit of the stage runs, and its output is offered to the sink if a later stage consumes it;
+- a unit before the stage returns the stored activation if this stage consumes it, otherwise a
+  scratch tensor of the right shape, whose values reach nothing that the stage computes;
+- after the last unit of the stage `StageDone` ends the forward: nothing behind it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree
+
+from .errors import LayoutError
+from .partition import Range
+from .trunk import Trunk
+
+Sink = Callable[[int, Any], None]
+
+
+class TensorMeta(NamedTuple):
+    """What it takes to allocate a tensor like another one."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorMeta:
+        # The memory format decides which kernel works on the tensor next, and with it the bits.
+        like = torch.empty_like(tensor, device="meta")
+        return cls(tensor.dtype, tuple(tensor.shape), like.stride())
+
+    @property
+    def nbytes(self) -> int:
+        numel = 1
+        for size in self.shape:
+            numel *= size
+        return numel * self.dtype.itemsize
+
+
+class OutputMeta(NamedTuple):
+    """The structure of a unit's output; `leaves` has a TensorMeta for each tensor."""
+
+    spec: Any
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, output: Any) -> OutputMeta:
+        leaves, spec = pytree.tree_flatten(output)
+        metas = (TensorMeta.of(x) if isinstance(x, torch.Tensor) else x for x in leaves)
+        return cls(spec, tuple(metas))
+
+    def build(self, make: Callable[[TensorMeta], torch.Tensor]) -> Any:
+        """An output of this structure, with `make` giving each tensor."""
+        leaves = [make(x) if isinstance(x, TensorMeta) else x for x in self.leaves]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    @property
+    def tensors(self) -> list[TensorMeta]:
+        return [x for x in self.leaves if isinstance(x, TensorMeta)]
+
+
+class StageDone(Exception):  # noqa: N818 - a control flow signal, not an error
+    """Ends a forward after the last unit of a stage."""
+
+
+@dataclass
+class _Run:
+    start: int
+    stop: int
+    stored: Mapping[int, Any]
+    metas: Sequence[OutputMeta]
+    produced: Collection[int]
+    sink: Sink
+    executed: list[OutputMeta] | None
+    next_unit: int = field(default=0)
+
+
+class StagedModel:
+    """A model whose units can be run stage by stage.
+
+    Args:
+        model: the model; the `forward` of its units is replaced on the instance.
+        trunk: its units.
+        entry: the model's method that one evaluation calls.
+    """
+
+    def __init__(self, model: torch.nn.Module, trunk: Trunk, entry: str = "forward") -> None:
+        self.trunk = trunk
+        self._entry = getattr(model, entry)
+        self._name = type(model).__name__
+        self._run: _Run | None = None
+        self._scratch: dict[tuple[TensorMeta, torch.device], torch.Tensor] = {}
+        self._device = torch.device("cpu")
+        self.num_units_run = 0  # progress, for whoever watches from another thread
+        for index, unit in enumerate(trunk.units):
+            unit.module.forward = self._replacement(index, unit.module.forward)
+
+    def run_stage(
+        self,
+        units: Range,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        stored: Mapping[int, Any],
+        metas: Sequence[OutputMeta],
+        produced: Collection[int],
+        sink: Sink,
+        record: bool = False,
+    ) -> tuple[Any, list[OutputMeta]]:
+        """Run the units [start, stop) of one evaluation.
+
+        Args:
+            units: start and stop of the stage.
+            args, kwargs: the inputs of the whole model, fresh ones of this evaluation.
+            stored: outputs of units before `start` that this stage consumes. The model may write
+                into them in place.
+            metas: the structure of the outputs of all units before `start`.
+            produced: units of this stage whose outputs later stages consume.
+            sink: called with (unit, output) for each of them, as soon as the unit is done; it must
+                copy, since the model may write into the output afterwards.
+            record: return the OutputMeta of every unit of the stage.
+
+        Returns:
+            The model's result if the stage is the last one, otherwise None; and the metas.
+
+        Raises:
+            LayoutError: if the model did not call its units once each, in order.
+        """
+        start, stop = units
+        run = _Run(start, stop, stored, metas, produced, sink, [] if record else None)
+        self._device = next((a.device for a in args if isinstance(a, torch.Tensor)), self._device)
+        self._run = run
+        result = None
+        try:
+            result = self._entry(*args, **kwargs)
+        except StageDone:
+            pass
+        finally:
+            self._run = None
+        if run.next_unit != stop:
+            raise LayoutError(
+                f"{self._name} called {run.next_unit} of the {stop} units that its layout lists "
+                f"(next would be {self.trunk.units[run.next_unit].name}). A patch that skips "
+                "blocks cannot be combined with a model spread over workers."
+            )
+        return result, run.executed or []
+
+    def _replacement(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def unit_forward(*args: Any, **kwargs: Any) -> Any:
+            run = self._run
+            if run is None:
+                return forward(*args, **kwargs)
+            if index != run.next_unit:
+                units = self.trunk.units
+                due = units[run.next_unit].name if run.next_unit < len(units) else "none"
+                raise LayoutError(
+                    f"{self._name} called unit {units[index].name} where {due} was due: its "
+                    "layout does not fit it, or a patch skips or repeats blocks."
+                )
+            run.next_unit += 1
+            if index < run.start:
+                return run.stored[index] if index in run.stored else self._placeholder(run, index)
+            output = forward(*args, **kwargs)
+            self.num_units_run += 1
+            if run.executed is not None:
+                run.executed.append(OutputMeta.of(output))
+            if index in run.produced:
+                run.sink(index, output)
+            if run.next_unit == run.stop and run.stop < len(self.trunk.units):
+                raise StageDone
+            return output
+
+        return unit_forward
+
+    def _placeholder(self, run: _Run, index: int) -> Any:
+        return run.metas[index].build(self._scratch_tensor)
+
+    def _scratch_tensor(self, meta: TensorMeta) -> torch.Tensor:
+        # Zeros once, then reused: glue code between units may write in place, and arithmetic on
+        # uninitialised memory can be a hundred times slower (denormal numbers).
+        key = meta, self._device
+        if key not in self._scratch:
+            tensor = torch.empty_strided(
+                meta.shape, meta.stride, dtype=meta.dtype, device=self._device
+            )
+            self._scratch[key] = tensor.zero_()
+        return self._scratch[key]
+
+    def forget_scratch(self) -> None:
+        """Free the scratch tensors."""
+        self._scratch.clear()
+
+
+def copy_output(output: Any) -> Any:
+    """A deep copy of a unit's output that keeps every tensor's memory format."""
+    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, output)

@@ -1,0 +1,358 @@
+"""A worker process: one stage of a model on one device. Run as a program by process.py.
+
+It is a program of its own, never a child of `multiprocessing`, and talks to ComfyUI only through
+the socket that it inherited. When that socket closes, however ComfyUI ended, the worker ends too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import faulthandler
+import importlib
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from . import messages
+from .channel import Channel
+from .errors import AsyncDiffError, ChannelClosedError
+from .inputs import InputDecoder
+from .links import Inbox, Outbox, synchronize
+from .log import get_logger
+from .messages import from_wire, to_wire
+from .report import Span
+from .schedule import Mode
+from .stage import StagedModel
+from .transport import Transport
+
+BEAT_SECONDS = 1.0
+
+
+class StageModel(Protocol):
+    """What a builder makes: a model of which one stage's weights can be loaded.
+
+    A builder is ``function(spec, device) -> StageModel``; `spec` is plain data of its own format.
+    """
+
+    @property
+    def staged(self) -> StagedModel:
+        """The model, ready to run stages. Changes with every `load`."""
+
+    def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
+        """What each unit costs for these inputs. Needs no weights and changes nothing."""
+
+    def load(self, start: int, stop: int) -> tuple[int, int]:
+        """Hold the units [start, stop) and the shared parts; their weight bytes, in this order."""
+
+    def unload(self) -> None:
+        """Give the memory of the weights back."""
+
+    def patch(self, payload: Any) -> None:
+        """Replace the weight patches in force by those of `payload`, which may be empty."""
+
+
+class Worker:
+    """Answers the host's messages, one at a time, in order."""
+
+    def __init__(self, channel: Channel, config: messages.Configure) -> None:
+        self._channel = channel
+        self._config = config
+        self._device = torch.device(config.device)
+        self._log = get_logger(config.name)
+        module, _, function = config.builder.partition(":")
+        builder = getattr(importlib.import_module(module), function)
+        self._model: StageModel = builder(config.spec, self._device)
+        self._transport: Transport | None = None
+        self._ticket = 0
+        self._load = messages.Load(0, 0, (), ())
+        self._lanes: dict[int, _WorkerLane] = {}
+        self._spans: list[Span] = []
+        self.is_waiting = False
+        self._handlers: dict[type, Callable[[Any], Any]] = {
+            messages.MeasureCosts: self._measure,
+            messages.Load: self._load_stage,
+            messages.Unload: self._unload,
+            messages.Patch: self._patch,
+            messages.Evaluate: self._evaluate,
+            messages.EndRun: self._end_run,
+        }
+
+    @property
+    def num_units_run(self) -> int:
+        return self._model.staged.num_units_run if self._load.stop else 0
+
+    def ready(self) -> messages.Ready:
+        name, speed = measure_device(self._device)
+        memory = 0
+        if self._device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self._device).total_memory
+        return messages.Ready(os.getpid(), name, speed, memory)
+
+    def handle(self, message: Any, ticket: int) -> Any:
+        """Do what `message` asks; the answer, or None."""
+        self._ticket = ticket
+        return self._handlers[type(message)](message)
+
+    def _measure(self, message: messages.MeasureCosts) -> messages.Costs:
+        return messages.Costs(tuple(self._model.measure(message.args, message.kwargs)))
+
+    def _load_stage(self, message: messages.Load) -> messages.Loaded:
+        if self._transport is None:
+            config = self._config
+            self._transport = Transport(
+                *(config.rank, config.world_size, self._device),
+                backend=config.backend,  # type: ignore[arg-type]
+                rendezvous=Path(config.rendezvous),
+            )
+        weight_bytes, shared_bytes = self._model.load(message.start, message.stop)
+        self._load = message
+        return messages.Loaded(weight_bytes, shared_bytes, resident_bytes())
+
+    def _unload(self, message: messages.Unload) -> messages.Done:
+        self._load = messages.Load(0, 0, (), ())
+        self._model.unload()
+        give_memory_back()
+        return messages.Done()
+
+    def _patch(self, message: messages.Patch) -> messages.Done:
+        self._model.patch(message.payload)
+        return messages.Done()
+
+    def _evaluate(self, message: messages.Evaluate) -> None:
+        start = time.perf_counter()
+        load = self._load
+        lane = self._lanes.get(message.lane)
+        if lane is None:
+            assert self._transport is not None
+            lane = self._lanes[message.lane] = _WorkerLane(self._transport, self._device, load)
+        variant = len(message.variants) - 1 - load.lead
+        is_needed = variant >= 0
+        args, kwargs = lane.inputs.decode(
+            message.inputs, message.variants[variant] if is_needed else None
+        )
+        mode: Mode = "sync" if message.mode == "sync" else "async"
+        self.is_waiting = True
+        for inbox in lane.inboxes:
+            inbox.post(message.index)
+        if not is_needed:
+            self.is_waiting = False
+            return  # a copy of the last stage that this round has no use for
+        stored: dict[int, Any] = {}
+        for inbox in lane.inboxes:
+            stored.update(inbox.take(message.index, mode))
+        for outbox, _ in lane.outboxes:
+            outbox.begin(message.index)
+        self.is_waiting = False
+        received = time.perf_counter()
+
+        def sink(unit: int, output: Any) -> None:
+            for outbox, units in lane.outboxes:
+                if unit in units:
+                    outbox.put(unit, output)
+
+        metas = max((inbox.metas for inbox in lane.inboxes), key=len, default=[])
+        result, executed = self._model.staged.run_stage(
+            *((load.start, load.stop), args, kwargs),
+            stored=stored,
+            metas=metas,
+            produced=lane.produced,
+            sink=sink,
+            record=message.index == 0,
+        )
+        synchronize(self._device)
+        computed = time.perf_counter()
+        for outbox, _ in lane.outboxes:
+            outbox.send(metas + executed)
+        if result is not None:
+            # Before the bookkeeping below: the sampler waits for it.
+            self._channel.send(to_wire(messages.Result(result), self._ticket))
+        self._spans.append(
+            Span(
+                index=message.evaluation + variant,
+                lane=message.lane,
+                mode=mode,
+                start=start,
+                wait=received - start,
+                compute=computed - received,
+                end=time.perf_counter(),
+            )
+        )
+
+    def _end_run(self, message: messages.EndRun) -> messages.RunEnded:
+        for lane in self._lanes.values():
+            lane.drain()
+        self._lanes.clear()
+        if self._load.stop:
+            self._model.staged.forget_scratch()
+        spans, self._spans = self._spans, []
+        return messages.RunEnded([dataclasses.astuple(span) for span in spans], resident_bytes())
+
+    def close(self) -> None:
+        """Leave the group in good order."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _WorkerLane:
+    def __init__(self, transport: Transport, device: torch.device, load: messages.Load) -> None:
+        self.inputs = InputDecoder(device)
+        self.inboxes = [Inbox(transport, rank) for rank, _ in load.incoming]
+        self.outboxes = [(Outbox(transport, rank), frozenset(u)) for rank, u in load.outgoing]
+        self.produced = frozenset().union(*(units for _, units in self.outboxes))
+
+    def drain(self) -> None:
+        for inbox in self.inboxes:
+            inbox.drain()
+        for outbox, _ in self.outboxes:
+            outbox.drain()
+
+
+def measure_device(device: torch.device) -> tuple[str, float]:
+    """The device's name, and its matrix multiplication rate in FLOP/s (best of five)."""
+    if device.type == "cuda":
+        name, size, dtype = torch.cuda.get_device_name(device), 4096, torch.float16
+    else:
+        name, size, dtype = f"{device.type} x{torch.get_num_threads()}", 256, torch.float32
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):  # the first one warms up
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return name, 2 * size**3 / best
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, or 0 where the platform does not tell without psutil."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        try:
+            import psutil
+        except ImportError:
+            return 0
+        return int(psutil.Process().memory_info().rss)
+
+
+def give_memory_back() -> None:
+    """Have the C library return what is free to the system, which it otherwise keeps."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, ran out of memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def serve(channel: Channel) -> None:
+    """Read messages until the host says stop, and answer them.
+
+    A thread of its own reads the socket, so that the host never waits for a busy worker to take a
+    message, and so that the end of the host is noticed while the worker computes.
+    """
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                inbox.put(from_wire(channel.receive()))
+        except ChannelClosedError:
+            os._exit(0)  # the host is gone: nobody is left to report to
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    config, ticket = from_wire(channel.receive())
+    logging.basicConfig(level=logging.INFO, format=f"[{config.name}] %(levelname)s %(message)s")
+    torch.set_num_threads(config.num_threads)
+    threading.Thread(target=read, name="control", daemon=True).start()
+
+    worker: Worker | None = None
+    busy = threading.Event()
+    was_busy = threading.Event()  # since the last beat
+
+    def beat() -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            is_busy = busy.is_set()
+            if not (is_busy or was_busy.is_set()):
+                continue
+            doing: messages.Activity = "nothing"
+            if is_busy:
+                doing = "waiting" if worker and worker.is_waiting else "computing"
+            else:
+                was_busy.clear()  # this beat is the last one
+            try:
+                channel.send(to_wire(messages.Beat(worker.num_units_run if worker else 0, doing)))
+            except AsyncDiffError:
+                return
+
+    threading.Thread(target=beat, name="beat", daemon=True).start()
+    message: Any = config
+    answer: Any
+    # The host runs every node under inference_mode, and so must the model here.
+    with torch.inference_mode():
+        while not isinstance(message, messages.Stop):
+            busy.set()
+            was_busy.set()
+            try:
+                if worker is None:
+                    worker = Worker(channel, config)
+                    answer = worker.ready()
+                else:
+                    answer = worker.handle(message, ticket)
+            except Exception as error:
+                logging.getLogger("asyncdiff").exception("%s failed", type(message).__name__)
+                text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                answer = messages.Failed(text, is_out_of_memory(error), traceback.format_exc())
+            if answer is not None:
+                channel.send(to_wire(answer, ticket))
+            busy.clear()
+            message, ticket = inbox.get()
+    if worker is not None:
+        worker.close()
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description="A worker of AsyncDiff; started by ComfyUI.", allow_abbrev=False
+    )
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--control-fd", type=int, help="inherited socket (POSIX)")
+    group.add_argument("--control-stdin", action="store_true", help="shared socket (Windows)")
+    options, host_arguments = parser.parse_known_args(argv)
+    # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
+    sys.argv = [sys.argv[0], *host_arguments]
+    faulthandler.enable()
+    if options.control_fd is not None:
+        sock = socket.socket(fileno=options.control_fd)
+    else:
+        sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
+    serve(Channel(sock))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreter shutdown joins threads of libraries that may never end.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

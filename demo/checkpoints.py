@@ -1,0 +1,512 @@
+"""Small checkpoints with random weights, in the formats ComfyUI's own loaders read.
+
+Random, but made to behave like trained models where it matters for a demonstration:
+
+- every layer takes part, the ones that training starts from zero included;
+- activations keep a size of order one through the whole depth;
+- the model's input reaches its output on a direct path, as in a trained denoiser, where most of
+  the prediction is the noise itself, so that sampling neither explodes nor goes flat;
+- the decoders use smooth kernels, so that a picture shows shapes instead of static.
+
+Everything is drawn from fixed seeds. A file is written only when it is missing or was made by
+another version of this module, and appears under its name only when it is complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+Size = Literal["demo", "tiny"]
+
+TEXT_WIDTH = 768  # CLIP-L, the text encoder inside the SD 1.5 checkpoint; all models here read it
+
+# ComfyUI recognises SD 1.5 by 320 model channels and a context of 768; levels and blocks are free.
+UNET_CHANNELS = 320
+# Per level: (channel multiplier, transformer depth).
+UNET_LEVELS = {"demo": ((1, 0), (1, 1), (1, 1)), "tiny": ((1, 0), (1, 1))}
+
+
+class WanSize(NamedTuple):
+    """The size of a video transformer; ``width / num_heads`` must be even, for its positions."""
+
+    width: int
+    feed_forward: int
+    num_heads: int
+    num_blocks: int
+
+
+WAN_SIZES = {"demo": WanSize(128, 512, 4, 12), "tiny": WanSize(96, 192, 2, 12)}
+
+PATCH_VALUES = 16 * 2 * 2  # a transformer's token: 16 latent channels of 2x2 pixels
+
+# How much a residual branch adds, against a stream of size one.
+BRANCH_GAIN = 0.5
+# How much a transformer's own channels add to the prediction, beside the patches carried through.
+HEAD_GAIN = 0.5
+
+# The decoders: kernels in space, the gain that makes up for a ReLU, and the colours.
+BLUR, POINT = (0.25, 0.5, 0.25), (0.0, 1.0, 0.0)
+RELU_GAIN = 2**0.5
+CONTRAST = 0.2
+TAESD_COLOURS = ((-0.13, 0.32), (3.35, 1.13), (-1.60, 0.53))
+TAEHV_COLOURS = ((-0.22, 0.33), (0.56, 0.24), (0.14, 0.27))
+
+# The layers that a LoRA here changes, by the end of their names.
+LORA_LAYERS = (
+    ("in_layers.2", "out_layers.3", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # UNet
+    + ("_attn.q", "_attn.v", "_attn.o", "ffn.0", "ffn.2")  # Wan
+)
+
+
+class StateDict(dict[str, torch.Tensor]):
+    """A state dict with one method per kind of layer, each of which draws that layer's weights.
+
+    Weights are normal with a variance of gain² / fan-in, so that a layer keeps the size of its
+    input.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, name: str, shape: Iterable[int], std: float) -> None:
+        self[name] = torch.randn(*shape, generator=self.generator) * std
+
+    def linear(
+        self, name: str, outputs: int, inputs: int, *, gain: float = 1.0, bias: bool = True
+    ) -> None:
+        self.normal(f"{name}.weight", (outputs, inputs), gain / inputs**0.5)
+        if bias:
+            self[f"{name}.bias"] = torch.zeros(outputs)
+
+    def conv(
+        self,
+        name: str,
+        outputs: int,
+        inputs: int,
+        kernel: tuple[int, ...] = (3, 3),
+        *,
+        gain: float = 1.0,
+        bias: bool = True,
+    ) -> None:
+        fan_in = inputs * torch.Size(kernel).numel()
+        self.normal(f"{name}.weight", (outputs, inputs, *kernel), gain / fan_in**0.5)
+        if bias:
+            self[f"{name}.bias"] = torch.zeros(outputs)
+
+    def mix(
+        self,
+        name: str,
+        outputs: int,
+        inputs: int,
+        taps: tuple[float, float, float],
+        *,
+        gain: float = 1.0,
+        bias: bool = True,
+    ) -> None:
+        """A 3x3 convolution that mixes channels at random, with the same kernel in space for all.
+
+        Its kernel is the outer product of ``taps`` with themselves.
+        """
+        self.normal(f"{name}.weight", (outputs, inputs, 1, 1), gain / inputs**0.5)
+        self[f"{name}.weight"] = self[f"{name}.weight"] * torch.outer(*[torch.tensor(taps)] * 2)
+        if bias:
+            self[f"{name}.bias"] = torch.zeros(outputs)
+
+    def norm(self, name: str, width: int, *, bias: bool = True) -> None:
+        self[f"{name}.weight"] = torch.ones(width)
+        if bias:
+            self[f"{name}.bias"] = torch.zeros(width)
+
+
+# Stable Diffusion 1.5
+
+
+def write_sd15(path: Path, *, size: Size = "demo") -> Path:
+    """Write an SD-1.5-type checkpoint for CheckpointLoaderSimple: UNet, CLIP-L and a TAESD.
+
+    The text encoder's shape is fixed in ComfyUI, hence 235 MiB of the file, in fp16; the UNet is
+    in fp32, the type it runs in on a CPU.
+    """
+
+    def make() -> dict[str, torch.Tensor]:
+        return {
+            **_prefixed("model.diffusion_model.", unet(UNET_LEVELS[size])),
+            **_prefixed("cond_stage_model.transformer.text_model.", _cast(clip(), torch.float16)),
+            **_prefixed("first_stage_model.", taesd()),
+        }
+
+    return _write(path, make, size)
+
+
+def unet(levels: tuple[tuple[int, int], ...]) -> StateDict:
+    """The UNet's state dict, with one residual block per level and side (two going up).
+
+    ``levels`` gives per level the multiple of 320 channels and the transformer depth.
+    """
+    channels, weights = UNET_CHANNELS, StateDict(1)
+    embedding = 4 * channels
+
+    def residual(name: str, inputs: int, outputs: int) -> int:
+        weights.norm(f"{name}.in_layers.0", inputs)
+        weights.conv(f"{name}.in_layers.2", outputs, inputs)
+        weights.linear(f"{name}.emb_layers.1", outputs, embedding)
+        weights.norm(f"{name}.out_layers.0", outputs)
+        weights.conv(f"{name}.out_layers.3", outputs, outputs, gain=BRANCH_GAIN)
+        if inputs != outputs:
+            weights.conv(f"{name}.skip_connection", outputs, inputs, (1, 1))
+        return outputs
+
+    def transformer(name: str, width: int, depth: int) -> None:
+        weights.norm(f"{name}.norm", width)
+        weights.conv(f"{name}.proj_in", width, width, (1, 1))
+        for index in range(depth):
+            block = f"{name}.transformer_blocks.{index}"
+            for attention, context in (("attn1", width), ("attn2", TEXT_WIDTH)):
+                weights.linear(f"{block}.{attention}.to_q", width, width, bias=False)
+                weights.linear(f"{block}.{attention}.to_k", width, context, bias=False)
+                weights.linear(f"{block}.{attention}.to_v", width, context, bias=False)
+                weights.linear(f"{block}.{attention}.to_out.0", width, width)
+            weights.linear(f"{block}.ff.net.0.proj", 8 * width, width)
+            weights.linear(f"{block}.ff.net.2", width, 4 * width)
+            for norm in ("norm1", "norm2", "norm3"):
+                weights.norm(f"{block}.{norm}", width)
+        weights.conv(f"{name}.proj_out", width, width, (1, 1), gain=BRANCH_GAIN)
+
+    weights.linear("time_embed.0", embedding, channels)
+    weights.linear("time_embed.2", embedding, embedding)
+
+    weights.conv("input_blocks.0.0", channels, 4)
+    width = channels
+    skips = [width]
+    for level, (multiple, depth) in enumerate(levels):
+        if level:
+            weights.conv(f"input_blocks.{len(skips)}.0.op", width, width)
+            skips.append(width)
+        name = f"input_blocks.{len(skips)}"
+        width = residual(f"{name}.0", width, multiple * channels)
+        if depth:
+            transformer(f"{name}.1", width, depth)
+        skips.append(width)
+
+    residual("middle_block.0", width, width)
+    transformer("middle_block.1", width, 1)
+    residual("middle_block.2", width, width)
+
+    num_blocks = len(skips)
+    for level, (multiple, depth) in reversed(list(enumerate(levels))):
+        for last in (False, True):
+            name = f"output_blocks.{num_blocks - len(skips)}"
+            width = residual(f"{name}.0", width + skips.pop(), multiple * channels)
+            if depth:
+                transformer(f"{name}.1", width, depth)
+            if level and last:
+                weights.conv(f"{name}.{2 if depth else 1}.conv", width, width)
+
+    weights.norm("out.0", channels)
+    weights.conv("out.2", 4, channels, gain=0.5)
+    _carry_input(weights, last_block=f"output_blocks.{num_blocks - 1}.0")
+    return weights
+
+
+def _carry_input(weights: StateDict, last_block: str) -> None:
+    """Make the UNet predict its own input plus what the blocks add.
+
+    Eight channels carry ±x from the first convolution over the outermost skip to the output, where
+    silu(x) - silu(-x) = x undoes the activation.
+    """
+    first = weights["input_blocks.0.0.weight"]
+    skip = weights[f"{last_block}.skip_connection.weight"]
+    last = weights["out.2.weight"]
+    first[:8] = 0
+    skip[:8] = 0
+    weights[f"{last_block}.out_layers.3.weight"][:8] = 0
+    last[:, :8] = 0
+    for channel in range(4):
+        for carrier, sign in ((2 * channel, 1), (2 * channel + 1, -1)):
+            first[carrier, channel, 1, 1] = sign
+            skip[carrier, UNET_CHANNELS + carrier] = 1
+            last[channel, carrier, 1, 1] = sign
+
+
+def clip() -> StateDict:
+    """CLIP-L's text model, whose shape ComfyUI fixes."""
+    width, weights = TEXT_WIDTH, StateDict(2)
+    weights.normal("embeddings.token_embedding.weight", (49408, width), 1.0)
+    weights.normal("embeddings.position_embedding.weight", (77, width), 0.3)
+    for index in range(12):
+        layer = f"encoder.layers.{index}"
+        weights.norm(f"{layer}.layer_norm1", width)
+        weights.norm(f"{layer}.layer_norm2", width)
+        for projection in ("q_proj", "k_proj", "v_proj"):
+            weights.linear(f"{layer}.self_attn.{projection}", width, width)
+        weights.linear(f"{layer}.self_attn.out_proj", width, width, gain=BRANCH_GAIN)
+        weights.linear(f"{layer}.mlp.fc1", 4 * width, width)
+        weights.linear(f"{layer}.mlp.fc2", width, 4 * width, gain=BRANCH_GAIN)
+    weights.norm("final_layer_norm", width)
+    return weights
+
+
+def taesd() -> StateDict:
+    """TAESD, Stable Diffusion's tiny autoencoder.
+
+    Its decoder blurs at the latent's resolution and in between two resolutions, and works on
+    single points elsewhere: smooth fields, turned into colours by a random function.
+    """
+    width, weights = 64, StateDict(3)
+
+    weights.conv("taesd_encoder.0", width, 3)
+    for index in (1, 3, 4, 5, 7, 8, 9, 11, 12, 13):
+        for layer in (0, 2, 4):
+            weights.conv(f"taesd_encoder.{index}.conv.{layer}", width, width)
+    for index in (2, 6, 10):
+        weights.conv(f"taesd_encoder.{index}", width, width, bias=False)
+    weights.conv("taesd_encoder.14", 4, width)
+
+    weights.mix("taesd_decoder.1", width, 4, BLUR)
+    for index in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
+        taps = BLUR if index < 6 else POINT
+        _decoder_block(weights, f"taesd_decoder.{index}", width, width, taps)
+    for index in (7, 12, 17):
+        weights.mix(f"taesd_decoder.{index}", width, width, BLUR, bias=False)
+    _to_colours(weights, "taesd_decoder.19", width, TAESD_COLOURS)
+
+    weights["vae_scale"] = torch.tensor(0.18215)
+    weights["vae_shift"] = torch.tensor(0.0)
+    return weights
+
+
+def _decoder_block(
+    weights: StateDict, name: str, width: int, inputs: int, taps: tuple[float, float, float]
+) -> None:
+    weights.mix(f"{name}.conv.0", width, inputs, taps, gain=RELU_GAIN)
+    weights.mix(f"{name}.conv.2", width, width, taps, gain=RELU_GAIN)
+    weights.mix(f"{name}.conv.4", width, width, taps)
+
+
+def _to_colours(
+    weights: StateDict, name: str, width: int, measured: tuple[tuple[float, float], ...]
+) -> None:
+    """A decoder's last layer: red, green and blue around the middle grey.
+
+    ``measured`` gives per colour the mean and the standard deviation that it would have otherwise.
+    """
+    weights.mix(name, 3, width, POINT)
+    for colour, (mean, deviation) in enumerate(measured):
+        weights[f"{name}.weight"][colour] *= CONTRAST / deviation
+        weights[f"{name}.bias"][colour] = 0.5 - mean * CONTRAST / deviation
+
+
+# Wan 2.1
+
+
+def write_wan(path: Path, *, size: Size = "demo") -> Path:
+    """Write a Wan 2.1 text-to-video diffusion model for UNETLoader, in fp32.
+
+    Its text is CLIP-L's: the metadata's ``config`` tells ComfyUI the fields that it would
+    otherwise take from the full-size model.
+    """
+    config = {"text_dim": TEXT_WIDTH, "num_heads": WAN_SIZES[size].num_heads}
+    metadata = json.dumps({"transformer": config})
+    return _write(path, lambda: wan(WAN_SIZES[size]), size, config=metadata)
+
+
+def wan(size: WanSize) -> StateDict:
+    """The video transformer's state dict."""
+    width, feed_forward, weights = size.width, size.feed_forward, StateDict(4)
+    weights.conv("patch_embedding", width, 16, (1, 2, 2))
+    weights.linear("text_embedding.0", width, TEXT_WIDTH)
+    weights.linear("text_embedding.2", width, width)
+    weights.linear("time_embedding.0", width, 256)
+    weights.linear("time_embedding.2", width, width)
+    weights.linear("time_projection.1", 6 * width, width, gain=BRANCH_GAIN)
+    for index in range(size.num_blocks):
+        block = f"blocks.{index}"
+        weights.normal(f"{block}.modulation", (1, 6, width), BRANCH_GAIN)
+        for attention in ("self_attn", "cross_attn"):
+            for projection in ("q", "k", "v"):
+                weights.linear(f"{block}.{attention}.{projection}", width, width)
+            weights.linear(f"{block}.{attention}.o", width, width, gain=BRANCH_GAIN)
+            weights.norm(f"{block}.{attention}.norm_q", width, bias=False)
+            weights.norm(f"{block}.{attention}.norm_k", width, bias=False)
+        weights.norm(f"{block}.norm3", width)
+        weights.linear(f"{block}.ffn.0", feed_forward, width)
+        weights.linear(f"{block}.ffn.2", width, feed_forward, gain=BRANCH_GAIN)
+    weights.normal("head.modulation", (1, 2, width), 0.1)
+    weights.linear("head.head", PATCH_VALUES, width)
+    _carry_patches(weights, "patch_embedding", "head.head")
+    return weights
+
+
+# Stable Diffusion 3
+
+
+def write_sd3(path: Path, *, depth: int = 8) -> Path:
+    """Write an SD3-type diffusion model for UNETLoader, in fp16.
+
+    The architecture ties the width to the number of blocks (64 * ``depth``): 8 blocks are 75
+    million parameters, 4 blocks 9 million. Text and pooled text are CLIP-L's.
+    """
+    return _write(path, lambda: _cast(sd3(depth), torch.float16), depth)
+
+
+def sd3(depth: int) -> StateDict:
+    """The multimodal transformer's state dict."""
+    width, weights = 64 * depth, StateDict(5)
+    weights.conv("x_embedder.proj", width, 16, (2, 2))
+    weights.normal("pos_embed", (1, 32 * 32, width), 0.3)
+    weights.linear("context_embedder", width, TEXT_WIDTH)
+    for embedder, inputs in (("t_embedder", 256), ("y_embedder", TEXT_WIDTH)):
+        weights.linear(f"{embedder}.mlp.0", width, inputs)
+        weights.linear(f"{embedder}.mlp.2", width, width)
+    for index in range(depth):
+        for stream in ("context_block", "x_block"):
+            block = f"joint_blocks.{index}.{stream}"
+            weights.linear(f"{block}.attn.qkv", 3 * width, width)
+            # The last block's text is not used any more: it has a query, key and value only.
+            only_attended = stream == "context_block" and index == depth - 1
+            modulations = 2 if only_attended else 6
+            weights.linear(f"{block}.adaLN_modulation.1", modulations * width, width)
+            if not only_attended:
+                weights.linear(f"{block}.attn.proj", width, width, gain=BRANCH_GAIN)
+                weights.linear(f"{block}.mlp.fc1", 4 * width, width)
+                weights.linear(f"{block}.mlp.fc2", width, 4 * width, gain=BRANCH_GAIN)
+    weights.linear("final_layer.adaLN_modulation.1", 2 * width, width, gain=0.1)
+    weights.linear("final_layer.linear", PATCH_VALUES, width)
+    _carry_patches(weights, "x_embedder.proj", "final_layer.linear")
+    return weights
+
+
+def _carry_patches(weights: StateDict, embedding: str, head: str) -> None:
+    """Let the first channels of a transformer carry the patches and its head read them again.
+
+    The embedding sees a patch as (channel, row, column), the head writes (row, column, channel).
+    """
+    first, last = weights[f"{embedding}.weight"], weights[f"{head}.weight"]
+    values = torch.eye(PATCH_VALUES)
+    first[:PATCH_VALUES] = values.view(PATCH_VALUES, *first.shape[1:])
+    last *= HEAD_GAIN
+    last[:, :PATCH_VALUES] = values.view(16, 4, PATCH_VALUES).transpose(0, 1).flatten(0, 1)
+
+
+# Video autoencoder
+
+
+def write_video_vae(path: Path) -> Path:
+    """Write a TAEHV, the tiny autoencoder for Wan's latents, for VAELoader, in bf16.
+
+    Not fp16: ComfyUI tells the Wan kind from the otherwise equal Hunyuan kind by that.
+    """
+    return _write(path, lambda: _cast(taehv(), torch.bfloat16))
+
+
+def taehv() -> StateDict:
+    """The video autoencoder's state dict. Its decoder is built as ``taesd``'s."""
+    width, weights = 64, StateDict(6)
+
+    weights.conv("encoder.0", width, 3)
+    for start, stride in ((2, 2), (7, 2), (12, 1)):
+        weights.conv(f"encoder.{start}.conv", width, stride * width, (1, 1), bias=False)
+        weights.conv(f"encoder.{start + 1}", width, width, bias=False)
+        for index in range(start + 2, start + 5):
+            for layer, inputs in ((0, 2 * width), (2, width), (4, width)):
+                weights.conv(f"encoder.{index}.conv.{layer}", width, inputs)
+    weights.conv("encoder.17", 16, width)
+
+    weights.mix("decoder.1", 256, 16, BLUR)
+    for start, width, outputs, stride in ((3, 256, 128, 1), (9, 128, 64, 2), (15, 64, 64, 2)):
+        for index in range(start, start + 3):
+            taps = BLUR if index < 6 else POINT
+            _decoder_block(weights, f"decoder.{index}", width, 2 * width, taps)
+        # Where time is upsampled, a frame is repeated; its neighbours blend in the blocks above.
+        repeat = torch.eye(width).repeat(stride, 1)
+        weights[f"decoder.{start + 4}.conv.weight"] = repeat[:, :, None, None]
+        weights.mix(f"decoder.{start + 5}", outputs, width, BLUR, bias=False)
+    _to_colours(weights, "decoder.22", 64, TAEHV_COLOURS)
+    return weights
+
+
+# LoRA
+
+
+def write_lora(path: Path, *, model: Literal["sd15", "wan"], size: Size = "demo") -> Path:
+    """Write a LoRA in the kohya format for a model that this module writes with the same size.
+
+    It touches attention, feed-forward and, in the UNet, convolutions, in every block, and changes
+    each weight by about a quarter of its size.
+    """
+
+    def make() -> dict[str, torch.Tensor]:
+        base = unet(UNET_LEVELS[size]) if model == "sd15" else wan(WAN_SIZES[size])
+        return lora(base)
+
+    return _write(path, make, model, size)
+
+
+def lora(base: dict[str, torch.Tensor], rank: int = 4) -> StateDict:
+    """Low-rank changes to the weights of ``base`` whose layers are named in ``LORA_LAYERS``."""
+    weights = StateDict(7)
+    for key, weight in base.items():
+        layer, _, kind = key.rpartition(".")
+        if kind != "weight" or not layer.endswith(LORA_LAYERS):
+            continue
+        outputs, inputs, *kernel = weight.shape
+        name = "lora_unet_" + layer.replace(".", "_")
+        fan_in = weight[0].numel()
+        weights.normal(f"{name}.lora_down.weight", (rank, inputs, *kernel), fan_in**-0.5)
+        weights.normal(
+            f"{name}.lora_up.weight", (outputs, rank, *(1 for _ in kernel)), 0.25 / rank**0.5
+        )
+        weights[f"{name}.alpha"] = torch.tensor(float(rank))
+    return weights
+
+
+# Files
+
+
+def _prefixed(prefix: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + name: weight for name, weight in weights.items()}
+
+
+def _cast(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return {name: weight.to(dtype) for name, weight in weights.items()}
+
+
+def _write(
+    path: Path, make: Callable[[], dict[str, torch.Tensor]], *options: object, **metadata: str
+) -> Path:
+    """Write ``make()`` to ``path`` unless this module, with these options, already has.
+
+    The file is named only when it is complete, so that an interrupted run leaves none behind that
+    could be taken for whole.
+    """
+    source = Path(__file__).read_bytes() + repr(options).encode()
+    recipe = hashlib.sha256(source).hexdigest()
+    if _recipe_of(path) == recipe:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(
+            {name: weight.contiguous() for name, weight in make().items()},
+            unfinished,
+            metadata={**metadata, "format": "pt", "recipe": recipe},
+        )
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _recipe_of(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("recipe")

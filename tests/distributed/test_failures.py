@@ -1,0 +1,350 @@
+"""Workers, and hosts, that come to grief: a clear error in time, and no process left behind."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncdiff_core.errors import (
+    WorkerDiedError,
+    WorkerError,
+    WorkerFailedError,
+    WorkerOutOfMemoryError,
+    WorkerStartError,
+    WorkerTimeoutError,
+)
+from asyncdiff_core.group import WorkerGroup
+from asyncdiff_core.messages import Beat
+from asyncdiff_core.process import Launch, WorkerProcess
+from asyncdiff_core.schedule import AsyncSchedule
+from tests.distributed.helpers import (
+    ROOT,
+    Gate,
+    batched,
+    by_oracle,
+    equal,
+    exists,
+    make_group,
+    pids_of,
+    ranges_of,
+    run,
+    wait_until,
+)
+
+SECONDS = 10.0  # generous: what is to happen takes well under one
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that does not end by itself is killed soon."""
+    monkeypatch.setattr(WorkerProcess.join, "__defaults__", (0.5,))
+
+
+def log_of(group_folder: Path, worker: int) -> Path:
+    (log,) = group_folder.glob(f"asyncdiff-*/worker-{worker}.log")
+    return log
+
+
+def assert_gone(pids: list[int]) -> None:
+    assert pids and wait_until(lambda: not any(map(exists, pids)), SECONDS)
+
+
+def assert_broken(group: WorkerGroup, pids: list[int]) -> None:
+    """After an error: no process, and the group does not pretend to work."""
+    assert_gone(pids)
+    assert group.broken and not group.is_alive() and not group.is_loaded()
+    assert group.end_run() is None
+    (folder,) = group._folder.parent.iterdir()
+    assert {path.name for path in folder.iterdir()} == {
+        f"worker-{rank}.log" for rank in range(group.plan.num_workers)
+    }
+
+
+# A worker dies -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", [1, 2])
+def test_a_worker_is_killed_in_the_middle_of_an_evaluation(
+    own_group: Any, gate: Gate, victim: int
+) -> None:
+    group = own_group("chain", 3, gate=str(gate.folder), poll=gate.poll)
+    calls = batched("chain", 3)
+    _, report = run(group, AsyncSchedule(), calls)
+    pids = pids_of(group)
+    gate.close(f"unit-{ranges_of(report)[victim][0]}")
+    gate.then = lambda: os.kill(pids[victim], signal.SIGKILL)
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(WorkerDiedError) as caught:
+        group.evaluate(*calls[0])
+    log = log_of(group._folder.parent, victim)
+    for text in (f"worker {victim} on cpu", "SIGKILL", str(log)):
+        assert text in str(caught.value)
+    assert_broken(group, pids)
+
+
+def test_a_worker_is_killed_between_two_evaluations(own_group: Any) -> None:
+    group = own_group("chain", 2)
+    calls = batched("chain", 3)
+    group.prepare(calls[0].args, calls[0].kwargs)
+    pids = pids_of(group)
+    group.begin_run(AsyncSchedule())
+    group.evaluate(*calls[0])
+    os.kill(pids[0], signal.SIGSEGV)
+    assert wait_until(lambda: not group.is_alive(), SECONDS)
+    with pytest.raises(WorkerDiedError, match="worker 0 on cpu .*SIGSEGV"):
+        for one in calls:  # the last stage may still answer from what it has received
+            group.evaluate(*one)
+    assert_broken(group, pids)
+    assert "Segmentation fault" in log_of(group._folder.parent, 0).read_text()
+
+
+def test_a_worker_is_killed_between_two_runs(own_group: Any) -> None:
+    group = own_group("chain", 2)
+    calls = batched("chain", 3)
+    run(group, AsyncSchedule(), calls)
+    pids = pids_of(group)
+    os.kill(pids[1], signal.SIGKILL)
+    assert wait_until(lambda: not group.is_alive(), SECONDS)
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(WorkerDiedError, match="worker 1 on cpu .*SIGKILL"):
+        group.evaluate(*calls[0])
+    assert_broken(group, pids)
+
+
+# A worker hangs ------------------------------------------------------------------------------
+
+
+def test_a_worker_that_stands_still(own_group: Any, gate: Gate) -> None:
+    """SIGSTOP in the middle of an evaluation, as a debugger or a frozen driver would do."""
+    victim = 1
+    group = own_group("chain", 2, timeout=3.0, gate=str(gate.folder), poll=gate.poll)
+    calls = batched("chain", 3)
+    _, report = run(group, AsyncSchedule(), calls)
+    pids = pids_of(group)
+    gate.close(f"unit-{ranges_of(report)[victim][0]}")
+    gate.then = lambda: os.kill(pids[victim], signal.SIGSTOP)
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(WorkerTimeoutError) as caught:
+        group.evaluate(*calls[0])
+    for text in (f"worker {victim} on cpu", "ASYNCDIFF_TIMEOUT"):
+        assert text in str(caught.value)
+    assert str(log_of(group._folder.parent, victim)) in str(caught.value)
+    assert_broken(group, pids)
+
+
+def test_a_worker_that_stood_still_before_its_first_evaluation(
+    own_group: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but its silence tells it from the worker that waits for it."""
+    beating: set[WorkerProcess] = set()
+    receive = WorkerProcess.receive
+
+    def listening(self: WorkerProcess, timeout: float) -> Any:
+        message, ticket = receive(self, timeout)
+        if isinstance(message, Beat):
+            beating.add(self)
+        return message, ticket
+
+    def poll() -> None:
+        if len(beating) == 2:
+            gate.open("loading")
+
+    monkeypatch.setattr(WorkerProcess, "receive", listening)
+    gate.close("loading")
+    group = own_group("chain", 2, timeout=3.0, gate=str(gate.folder), poll=poll)
+    (one,) = batched("chain", 1)
+    group.prepare(one.args, one.kwargs)
+    pids = pids_of(group)
+    os.kill(pids[0], signal.SIGSTOP)
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(WorkerTimeoutError, match="worker 0 on cpu made no progress"):
+        group.evaluate(*one)
+    assert_broken(group, pids)
+
+
+@pytest.mark.parametrize("unit, worker", [(1, 0), (5, 1)])
+def test_a_unit_that_never_ends(own_group: Any, gate: Gate, unit: int, worker: int) -> None:
+    """Its worker is alive and says so, but does not move; the other one has nothing to do."""
+    group = own_group("chain", 2, timeout=3.0, gate=str(gate.folder))
+    calls = batched("chain", 1)
+    run(group, AsyncSchedule(), calls)
+    pids = pids_of(group)
+    gate.close(f"unit-{unit}")
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(WorkerTimeoutError, match=f"worker {worker} on cpu made no progress"):
+        group.evaluate(*calls[0])
+    assert_broken(group, pids)
+
+
+def test_a_slow_worker_is_no_hanging_one(own_group: Any) -> None:
+    """An evaluation may take longer than the timeout, as long as unit follows on unit."""
+    group = own_group("chain", 2, timeout=5.0, unit_seconds=1.0)
+    calls = batched("chain", 1)
+    outputs, report = run(group, AsyncSchedule(), calls)
+    ((_, _, _, start, end),) = report.evaluations
+    assert end - start > 5.0
+    assert equal(outputs, by_oracle("chain", ranges_of(report), AsyncSchedule(), calls))
+
+
+def test_a_group_that_had_nothing_to_do_for_an_hour(
+    own_group: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle workers are silent, which must not be held against them later."""
+    group = own_group("chain", 2, unit_seconds=0.05)
+    calls = batched("chain", 3)
+    expected, report = run(group, AsyncSchedule(), calls)
+    monotonic, hours = time.monotonic, 0
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3600 * hours)
+    hours += 1
+    assert equal(run(group, AsyncSchedule(), calls)[0], expected)
+    hours += 1  # after which the first request is another one
+    group.unload()
+    hours += 1
+    assert equal(run(group, AsyncSchedule(), calls)[0], expected)
+
+
+# A worker fails ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fail, unit, worker, error",
+    [
+        ("evaluate", 0, 0, WorkerFailedError),
+        ("memory", 5, 1, WorkerOutOfMemoryError),
+    ],
+)
+def test_a_stage_that_raises(
+    own_group: Any, fail: str, unit: int, worker: int, error: type[WorkerError]
+) -> None:
+    group = own_group("chain", 2, fail=fail, unit=unit)
+    (one,) = batched("chain", 1)
+    group.prepare(one.args, one.kwargs)
+    pids = pids_of(group)
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(error) as caught:
+        group.evaluate(*one)
+    assert type(caught.value) is error
+    log = log_of(group._folder.parent, worker)
+    for text in (f"worker {worker} on cpu", "the toy was told to", str(log)):
+        assert text in str(caught.value)
+    assert_broken(group, pids)
+    assert "Traceback" in log.read_text()
+
+
+# A worker does not start -----------------------------------------------------------------------
+
+
+def test_a_builder_that_fails(own_group: Any) -> None:
+    group = own_group("chain", 2, fail="build")
+    pids = pids_of(group)
+    (one,) = batched("chain", 1)
+    with pytest.raises(WorkerStartError, match="did not start.*the toy was told to fail"):
+        group.prepare(one.args, one.kwargs)
+    assert_broken(group, pids)
+
+
+def test_a_worker_that_cannot_import_the_engine(own_group: Any, tmp_path: Path) -> None:
+    group = own_group("chain", 2, launch=Launch(python_path=(), cwd=str(tmp_path)))
+    pids = pids_of(group)
+    with pytest.raises(WorkerStartError, match="did not start.*exit status 1.*log is") as caught:
+        group.wait_until_ready()
+    assert_broken(group, pids)
+    log = Path(str(caught.value).rpartition("log is ")[2].strip())
+    assert "asyncdiff_core" in log.read_text()
+
+
+def test_a_worker_that_is_killed_while_it_starts(own_group: Any) -> None:
+    group = own_group("chain", 2)
+    pids = pids_of(group)
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(WorkerStartError, match="worker 1 on cpu .*SIGKILL"):
+        group.wait_until_ready()
+    assert_broken(group, pids)
+
+
+def test_an_interpreter_that_does_not_exist(tmp_path: Path) -> None:
+    launch = Launch(python_path=(), cwd=str(tmp_path), python=str(tmp_path / "no-python"))
+    group = make_group("chain", 2, tmp_path / "groups", launch=launch)
+    with pytest.raises(WorkerStartError, match="worker 0 on cpu could not be started.*no-python"):
+        group.start()
+    assert group.broken and not group.is_alive()
+
+
+# The end -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_left_after_close(own_group: Any) -> None:
+    idle, starting = own_group("skipnet", 2), own_group("skipnet", 2)
+    run(idle, AsyncSchedule(), batched("skipnet", 2))
+    pids = pids_of(idle) + pids_of(starting)
+    folder = idle._folder.parent
+    assert len(list(folder.iterdir())) == 2
+    for path in (folder, *folder.iterdir()):
+        assert path.stat().st_mode & 0o077 == 0  # logs may name what somebody generates
+    for group in (idle, starting, idle):  # twice does no harm
+        group.close()
+        assert not group.is_alive()
+    assert_gone(pids)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_busy_group_is_closed(own_group: Any, gate: Gate) -> None:
+    """A worker in the middle of a unit does not keep the host waiting."""
+    group = own_group("chain", 2, gate=str(gate.folder), poll=gate.poll)
+    calls = batched("chain", 1)
+    run(group, AsyncSchedule(), calls)
+    pids = pids_of(group)
+
+    class Left(BaseException):
+        pass
+
+    def leave() -> None:
+        raise Left
+
+    gate.close("unit-4")
+    gate.then = leave
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(Left):
+        group.evaluate(*calls[0])
+    assert all(map(exists, pids))
+    group.close()
+    assert_gone(pids)
+
+
+def test_the_host_is_killed(tmp_path: Path) -> None:
+    """Idle workers, busy ones, and ones that still import: none outlives the host by 5 s."""
+    with open(tmp_path / "host.log", "wb") as log:
+        host = subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.doomed_host", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    workers: dict[str, list[int]] = {}
+    try:
+        assert select.select([host.stdout], [], [], 120)[0], "the host says nothing"
+        line = host.stdout.readline()
+        assert line, (tmp_path / "host.log").read_text()
+        workers = json.loads(line)
+        for pids in workers.values():
+            assert len(pids) == 2 and all(map(exists, pids))
+        host.kill()
+        host.wait()
+        for state, pids in workers.items():
+            assert wait_until(lambda pids=pids: not any(map(exists, pids)), 5.0), state
+    finally:
+        host.kill()
+        host.wait()
+        host.stdout.close()
+        for pid in [pid for pids in workers.values() for pid in pids if exists(pid)]:
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,541 @@
+"""A group of real workers gives the oracle's bits, whatever is asked of it between two runs."""
+
+import ipaddress
+import logging
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError
+from asyncdiff_core.evaluator import Forecast
+from asyncdiff_core.group import WorkerGroup
+from asyncdiff_core.messages import Ready
+from asyncdiff_core.process import WorkerProcess
+from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.trunk import Trunk, parameter_bytes
+from tests.distributed.helpers import (
+    Cancelled,
+    Gate,
+    batched,
+    by_oracle,
+    call,
+    equal,
+    evaluate_all,
+    pids_of,
+    plain,
+    ranges_of,
+    run,
+    unbatched,
+)
+from tests.toys import make_model
+
+MODELS = ("chain", "skipnet")
+
+
+def assert_is_oracle(
+    group: WorkerGroup, name: str, schedule: AsyncSchedule, calls: list[Any], **patch: float
+) -> list[torch.Tensor]:
+    outputs, report = run(group, schedule, calls)
+    assert equal(outputs, by_oracle(name, ranges_of(report), schedule, calls, **patch))
+    return outputs
+
+
+# The same bits -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [batched, unbatched])
+@pytest.mark.parametrize("warm_up", [1, 3])
+@pytest.mark.parametrize("num_stages", [2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_group_equals_the_oracle(
+    shared_group: Any, name: str, num_stages: int, warm_up: int, guidance: Any
+) -> None:
+    calls = guidance(name, 8)
+    group = shared_group(name, num_stages)
+    outputs = assert_is_oracle(group, name, AsyncSchedule(warm_up), calls)
+
+    synchronous = plain(name, calls)
+    num_sync = warm_up * len({one.lane for one in calls})
+    assert equal(outputs[:num_sync], synchronous[:num_sync])
+    stale = zip(outputs[num_sync:], synchronous[num_sync:], strict=True)
+    assert not any(torch.equal(a, b) for a, b in stale)  # it really was asynchronous
+
+
+@pytest.mark.parametrize("guidance", [batched, unbatched])
+@pytest.mark.parametrize("num_stages", [2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_full_warm_up_equals_the_plain_model(
+    shared_group: Any, name: str, num_stages: int, guidance: Any
+) -> None:
+    calls = guidance(name, 4)
+    outputs, _ = run(shared_group(name, num_stages), AsyncSchedule(warm_up=4), calls)
+    assert equal(outputs, plain(name, calls))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ten_repeats_give_identical_bits(shared_group: Any, name: str) -> None:
+    group = shared_group(name, 3)
+    calls = unbatched(name, 10)
+    first, _ = run(group, AsyncSchedule(warm_up=1), calls)
+    for _ in range(9):
+        assert equal(run(group, AsyncSchedule(warm_up=1), calls)[0], first)
+
+
+@pytest.mark.parametrize("num_stages", [2, 3, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_modes_may_alternate(shared_group: Any, name: str, num_stages: int) -> None:
+    """Where sigma jumps up, a lane goes back to a synchronous evaluation."""
+    sigmas = (9.0, 8.0, 7.0, 8.0, 9.0, 1.0, 2.0, 1.0, 0.5, 0.8, 0.3, 0.1)
+    calls = [
+        one._replace(forecast=Forecast(sigmas[i // 2], (), lambda sigma: ((), {})))
+        for i, one in enumerate(unbatched(name, 12))
+    ]
+    outputs, report = run(shared_group(name, num_stages), AsyncSchedule(), calls)
+    assert equal(outputs, by_oracle(name, ranges_of(report), AsyncSchedule(), calls))
+    synchronous = plain(name, calls)
+    found = {i // 2 for i in range(24) if torch.equal(outputs[i], synchronous[i])}
+    assert found == {0, 3, 4, 6, 9}
+    assert {index for index, _, mode, *_ in report.evaluations if mode == "sync"} == found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_lanes_come_late_rest_and_differ_in_size(shared_group: Any, name: str) -> None:
+    order = "aabacbbcaaacccb"
+    calls = [call(name, lane, i, batch="abc".index(lane) + 1) for i, lane in enumerate(order)]
+    assert_is_oracle(shared_group(name, 3), name, AsyncSchedule(warm_up=2), calls)
+
+
+def test_activations_beyond_every_buffer(shared_group: Any) -> None:
+    """10 MB a message: what is sent cannot just wait in the kernel until somebody takes it."""
+    calls = batched("chain", 6, batch=20_000)
+    assert_is_oracle(shared_group("chain", 3), "chain", AsyncSchedule(warm_up=2), calls)
+
+
+def test_several_runs_on_one_group(shared_group: Any) -> None:
+    group = shared_group("skipnet", 2)
+    for warm_up, guidance, steps in ((1, batched, 5), (3, unbatched, 4), (9, batched, 2)):
+        calls = guidance("skipnet", steps)
+        assert_is_oracle(group, "skipnet", AsyncSchedule(warm_up), calls)
+
+
+def test_runs_of_any_length_end_cleanly(shared_group: Any) -> None:
+    """However many messages are on their way when a run ends."""
+    group = shared_group("chain", 3)
+    calls = batched("chain", 8)
+    expected, _ = run(group, AsyncSchedule(warm_up=2), calls)
+    for steps in range(1, 8):
+        outputs, _ = run(group, AsyncSchedule(warm_up=2), calls[:steps])
+        assert equal(outputs, expected[:steps])
+
+
+def test_a_run_without_an_evaluation(own_group: Any) -> None:
+    group = own_group("chain", 2)
+    calls = batched("chain", 3)
+    for cold in (True, False):
+        group.begin_run(AsyncSchedule())
+        group.end_run()
+        outputs, report = run(group, AsyncSchedule(), calls)
+        assert equal(outputs, by_oracle("chain", ranges_of(report), AsyncSchedule(), calls))
+        assert report.cold is cold
+
+
+def test_the_group_leaves_the_inputs_alone(shared_group: Any) -> None:
+    (one,) = batched("chain", 1)
+    before = one.kwargs["context"].clone(), one.args[0].clone()
+    run(shared_group("chain", 2), AsyncSchedule(), [one])
+    assert torch.equal(one.kwargs["context"], before[0]) and torch.equal(one.args[0], before[1])
+
+
+def test_unchanged_conditioning_is_not_sent_again(
+    shared_group: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = shared_group("chain", 2)
+    frames: list[int] = []
+    send_frame = WorkerProcess.send_frame
+
+    def counting(self: WorkerProcess, frame: Any, timeout: float) -> None:
+        frames.append(sum(len(part) for part in frame))
+        send_frame(self, frame, timeout)
+
+    monkeypatch.setattr(WorkerProcess, "send_frame", counting)
+    calls = batched("chain", 3)
+    for i, one in enumerate(calls):  # new tensors of the same content, as from a sampler
+        calls[i] = one._replace(kwargs={**one.kwargs, "context": torch.ones(2, 1000, 16)})
+    assert_is_oracle(group, "chain", AsyncSchedule(), calls)
+    assert all(size > 128_000 for size in frames[:2])
+    assert all(size < 10_000 for size in frames[2:]) and len(frames) == 6
+
+
+# Cuts ----------------------------------------------------------------------------------------
+
+# Other costs for other batch sizes: the cut moves from unit 4 to unit 2.
+COSTS = {"1": [1.0, 1, 1, 1, 2, 2], "2": [2.0, 2, 1, 1, 1, 1], "3": [1.0, 1, 1, 1, 2, 2]}
+
+
+def cuts_logged(caplog: pytest.LogCaptureFixture) -> int:
+    return sum("cut into" in record.getMessage() for record in caplog.records)
+
+
+def test_other_shapes_are_cut_otherwise(
+    shared_group: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="asyncdiff")
+    group = shared_group("chain", 2, costs=COSTS)
+    schedule = AsyncSchedule(warm_up=2)
+    first: dict[int, Any] = {}
+    for batch, units, num_loads in (
+        (1, ((0, 4), (4, 6)), 1),
+        (2, ((0, 2), (2, 6)), 2),
+        (1, ((0, 4), (4, 6)), 3),
+        (3, ((0, 4), (4, 6)), 3),  # other shapes, but the same cut: the workers keep their units
+        (1, ((0, 4), (4, 6)), 3),
+        (1, ((0, 4), (4, 6)), 3),
+    ):
+        calls = batched("chain", 5, batch)
+        outputs, report = run(group, schedule, calls)
+        assert ranges_of(report) == units
+        assert equal(outputs, by_oracle("chain", units, schedule, calls))
+        assert equal(first.setdefault(batch, outputs), outputs)
+        assert cuts_logged(caplog) == num_loads
+
+
+def test_patches_come_back_after_another_cut(shared_group: Any) -> None:
+    group = shared_group("chain", 2, costs=COSTS)
+    schedule = AsyncSchedule()
+    for batch in (1, 2, 1):
+        calls = batched("chain", 4, batch)
+        group.prepare(calls[0].args, calls[0].kwargs)
+        group.set_patches("the same", lambda start, stop: {"add": 0.03})
+        assert_is_oracle(group, "chain", schedule, calls, add=0.03)
+    group.set_patches("none", lambda start, stop: None)
+    for batch in (1, 2):
+        calls = batched("chain", 4, batch)
+        group.prepare(calls[0].args, calls[0].kwargs)
+        group.set_patches("none", lambda start, stop: None)
+        assert_is_oracle(group, "chain", schedule, calls)
+
+
+# Weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_patches_set_and_removed(shared_group: Any, name: str) -> None:
+    group = shared_group(name, 3)
+    calls = batched(name, 4)
+    schedule = AsyncSchedule(warm_up=2)
+    asked: list[tuple[int, int]] = []
+
+    def payload(add: float | None) -> Any:
+        def of_units(start: int, stop: int) -> Any:
+            asked.append((start, stop))
+            return None if add is None else {"add": add}
+
+        return of_units
+
+    group.prepare(calls[0].args, calls[0].kwargs)
+    group.set_patches("none", payload(None))
+    asked.clear()
+    before = assert_is_oracle(group, name, schedule, calls)
+
+    group.set_patches("a", payload(0.01))
+    with_a = assert_is_oracle(group, name, schedule, calls, add=0.01)
+    assert not any(torch.equal(x, y) for x, y in zip(with_a, before, strict=True))
+    group.set_patches("a", payload(0.5))  # the same name: nothing to do
+    assert equal(run(group, schedule, calls)[0], with_a)
+    group.set_patches("b", payload(0.7))  # in place of "a", not on top of it
+    assert_is_oracle(group, name, schedule, calls, add=0.7)
+    group.set_patches("none", payload(None))
+    after, report = run(group, schedule, calls)
+    assert equal(after, before)
+    assert asked == [*ranges_of(report)] * 3
+
+
+def test_unload_and_evaluate_again(shared_group: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="asyncdiff")
+    group = shared_group("skipnet", 3)
+    calls = unbatched("skipnet", 4)
+    before, _ = run(group, AsyncSchedule(), calls)
+    assert group.is_loaded()
+    caplog.clear()
+    for _ in range(2):
+        group.unload()
+        group.unload()
+        assert not group.is_loaded() and group.is_alive()
+        assert equal(run(group, AsyncSchedule(), calls)[0], before)
+        assert group.is_loaded()
+    assert cuts_logged(caplog) == 2
+
+
+def test_unload_in_the_middle_of_a_run(shared_group: Any) -> None:
+    """As ComfyUI does when something else in the prompt runs out of memory."""
+    group = shared_group("chain", 3)
+    calls = batched("chain", 4)
+    expected, _ = run(group, AsyncSchedule(), calls)
+    group.begin_run(AsyncSchedule())
+    assert equal([group.evaluate(*one) for one in calls[:2]], expected[:2])
+    group.unload()
+    group.end_run()
+    assert group.is_alive() and not group.is_loaded()
+    assert equal(run(group, AsyncSchedule(), calls)[0], expected)
+
+
+def test_no_worker_holds_more_than_its_stage(shared_group: Any) -> None:
+    model = make_model("skipnet")
+    units = [unit.module for unit in Trunk.of(model, model.layout).units]
+    shared = parameter_bytes([model]) - parameter_bytes(units)
+    _, report = run(shared_group("skipnet", 4), AsyncSchedule(), batched("skipnet", 2))
+    for worker in report.workers:
+        assert worker.weight_bytes == parameter_bytes(units[slice(*worker.units)]) > 0
+        assert worker.shared_bytes == shared
+    assert sum(worker.weight_bytes for worker in report.workers) == parameter_bytes(units)
+
+
+# Cancel --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cancelled_runs_leave_the_group_usable(own_group: Any, gate: Gate, name: str) -> None:
+    group = own_group(name, 3, gate=str(gate.folder), poll=gate.poll)
+    calls = unbatched(name, 6)
+    schedule = AsyncSchedule(warm_up=2)
+    expected, report = run(group, schedule, calls)
+    ranges = ranges_of(report)
+    assert equal(expected, by_oracle(name, ranges, schedule, calls))
+    num_units = len(group.source.units)
+    rng = random.Random(5)
+    moments = [(i, rng.randrange(num_units)) for i in rng.sample(range(12), 7)]
+    num_cancelled = 0
+    for index, unit in [(0, 0), (1, num_units - 1), (11, num_units - 1), *moments]:
+        seen = []
+        group.begin_run(schedule)
+        try:
+            for i, one in enumerate(calls):
+                if i == index:
+                    gate.cancel_at(f"unit-{unit}")
+                seen.append(group.evaluate(*one))
+        except Cancelled:
+            num_cancelled += 1
+            assert index <= len(seen) < 12
+        else:
+            # The last result is there before the first stages have done the evaluation.
+            assert unit < ranges[-1][0]
+            gate.open(f"unit-{unit}")
+        report = group.end_run()
+        assert equal(seen, expected[: len(seen)])
+        assert len(report.evaluations) == len(seen)
+        # Every worker finished the evaluation that was cancelled, and none went on.
+        spans = min(len(seen) + 1, 12)
+        assert [len(worker.spans) for worker in report.workers] == [spans] * 3
+        assert group.is_alive()
+        if (index + unit) % 2:  # otherwise the next cancelled run comes right after this one
+            assert equal(run(group, schedule, calls)[0], expected)
+    assert num_cancelled >= 7
+    assert equal(run(group, schedule, calls)[0], expected)
+
+
+def test_cancelled_while_loading(own_group: Any, gate: Gate) -> None:
+    group = own_group("chain", 2, gate=str(gate.folder), poll=gate.poll)
+    calls = batched("chain", 4)
+    for _ in range(2):
+        gate.cancel_at("loading")
+        with pytest.raises(Cancelled):
+            group.prepare(calls[0].args, calls[0].kwargs)
+        assert not group.is_loaded() and group.is_alive()
+    assert_is_oracle(group, "chain", AsyncSchedule(), calls)
+
+
+def test_cancelled_while_starting(
+    own_group: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker is up already, the other one not yet: neither may be forgotten."""
+    gate.close("starting")
+    received: list[Any] = []
+    receive = WorkerProcess.receive
+
+    def listening(self: WorkerProcess, timeout: float) -> Any:
+        received.append(receive(self, timeout))
+        return received[-1]
+
+    monkeypatch.setattr(WorkerProcess, "receive", listening)
+
+    def poll() -> None:
+        if (gate.folder / "starting").exists():
+            if gate.is_waited_at() and any(isinstance(m, Ready) for m, _ in received):
+                gate.open("starting")
+                raise Cancelled
+        elif sum(isinstance(m, Ready) for m, _ in received) == 2:
+            polls.append(1)
+            assert len(polls) < 200, "all workers are up, and it still waits"
+
+    polls: list[int] = []
+    group = own_group("chain", 2, gate=str(gate.folder), poll=poll)
+    with pytest.raises(Cancelled):
+        group.wait_until_ready()
+    assert_is_oracle(group, "chain", AsyncSchedule(), batched("chain", 3))
+
+
+def test_a_run_that_is_cancelled_while_the_workers_start(own_group: Any, gate: Gate) -> None:
+    gate.close("starting")
+
+    def poll() -> None:
+        if (gate.folder / "starting").exists():
+            gate.open("starting")
+            raise Cancelled
+
+    group = own_group("chain", 2, gate=str(gate.folder), poll=poll)
+    calls = batched("chain", 3)
+    group.begin_run(AsyncSchedule())
+    with pytest.raises(Cancelled):
+        group.prepare(calls[0].args, calls[0].kwargs)
+    group.end_run()
+    assert group.is_alive()
+    assert_is_oracle(group, "chain", AsyncSchedule(), calls)
+
+
+# Refusals ------------------------------------------------------------------------------------
+
+
+def test_an_input_that_cannot_be_sent_does_not_break_the_group(shared_group: Any) -> None:
+    group = shared_group("chain", 2)
+    calls = batched("chain", 6)
+    group.prepare(calls[0].args, calls[0].kwargs)
+    group.begin_run(AsyncSchedule())
+    outputs = [group.evaluate(*one) for one in calls[:3]]
+    lane, args, kwargs, _ = calls[3]
+    with pytest.raises(UnsupportedPatchError, match=r"\['hook'\] is a .*Gate"):
+        group.evaluate(lane, args, {**kwargs, "hook": Gate(Path())})
+    group.end_run()
+    assert equal(outputs, run(group, AsyncSchedule(), calls)[0][:3])
+
+
+def test_a_refused_evaluation_does_not_count(shared_group: Any) -> None:
+    """Nothing was computed, so the lane goes on where it was."""
+    group = shared_group("chain", 2)
+    calls = batched("chain", 6)
+    expected, _ = run(group, AsyncSchedule(), calls)
+    group.begin_run(AsyncSchedule())
+    outputs = [group.evaluate(*one) for one in calls[:3]]
+    lane, args, kwargs, _ = calls[3]
+    with pytest.raises(UnsupportedPatchError):
+        group.evaluate(lane, args, {**kwargs, "hook": Gate(Path())})
+    outputs += [group.evaluate(*one) for one in calls[3:]]
+    group.end_run()
+    assert equal(outputs, expected)
+
+
+def test_a_closed_group_says_so(own_group: Any) -> None:
+    group = own_group("chain", 2)
+    calls = batched("chain", 1)
+    run(group, AsyncSchedule(), calls)
+    group.begin_run(AsyncSchedule())
+    group.close()
+    assert not group.is_alive() and not group.is_loaded()
+    with pytest.raises(AsyncDiffError):
+        group.evaluate(*calls[0])
+    assert group.end_run() is None
+
+
+# Nobody else gets in ---------------------------------------------------------------------------
+
+LISTEN = "0A"
+
+
+def listening_addresses(pid: int) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses at which process `pid` accepts connections or datagrams."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(descriptor)
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        for line in path.read_text().splitlines()[1:] if path.exists() else ():
+            fields = line.split()
+            if fields[9] in inodes and (table.startswith("udp") or fields[3] == LISTEN):
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                # Each word of four bytes stands in the byte order of the machine.
+                packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                yield ipaddress.ip_address(packed)
+
+
+def is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
+def test_workers_listen_on_loopback_only(shared_group: Any) -> None:
+    group = shared_group("skipnet", 3)
+    run(group, AsyncSchedule(), batched("skipnet", 2))
+    addresses = [address for pid in pids_of(group) for address in listening_addresses(pid)]
+    assert addresses  # gloo's own, so the search finds what there is
+    assert all(map(is_loopback, addresses)), addresses
+
+
+OTHER_INTERFACES = sorted({path.name for path in Path("/sys/class/net").glob("*")} - {"lo"})
+
+
+@pytest.mark.skipif(not OTHER_INTERFACES, reason="this machine has no other network interface")
+def test_workers_listen_on_loopback_whatever_other_programs_are_told(
+    own_group: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These variables are set on machines that take part in training over a network."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", OTHER_INTERFACES[0])
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", OTHER_INTERFACES[0])
+    group = own_group("chain", 2)
+    run(group, AsyncSchedule(), batched("chain", 1))
+    addresses = [address for pid in pids_of(group) for address in listening_addresses(pid)]
+    assert addresses and all(map(is_loopback, addresses)), addresses
+
+
+# The report ----------------------------------------------------------------------------------
+
+
+def test_the_report_says_what_was_done(shared_group: Any) -> None:
+    group = shared_group("chain", 2)
+    calls = unbatched("chain", 3)
+    run(group, AsyncSchedule(), calls)
+    _, report = run(group, AsyncSchedule(warm_up=2), calls)
+    assert report.model == "Chain" and not report.cold
+    assert report.plan == {"devices": ["cpu", "cpu"], "stages": 2, "replicas": 1, "stride": 1}
+    assert report.schedule == {"warm_up": 2, "time_shift": False}
+    done = [(0, 0, "sync"), (0, 1, "sync"), (1, 0, "sync"), (1, 1, "sync")]
+    done += [(2, 0, "async"), (2, 1, "async")]
+    assert [one[:3] for one in report.evaluations] == done
+    moments = [
+        report.start,
+        *(clock for one in report.evaluations for clock in one[3:]),
+        report.end,
+    ]
+    assert moments == sorted(moments)
+    assert report.first_step == report.evaluations[0][4]
+    for rank, worker in enumerate(report.workers):
+        assert (worker.rank, worker.stage, worker.replica, worker.device) == (rank, rank, 0, "cpu")
+        assert [(s.index, s.lane, s.mode) for s in worker.spans] == done
+        for span in worker.spans:
+            assert report.start <= span.start <= span.end
+            assert 0 <= span.wait and 0 <= span.compute
+            assert span.wait + span.compute <= span.end - span.start + 1e-9
+        assert worker.resident_bytes > 1 << 20
+        assert Path(worker.log_file).exists()
+    assert [w.first_unit for w in report.workers] == ["blocks.0", "blocks.3"]
+    assert [w.last_unit for w in report.workers] == ["blocks.2", "blocks.5"]
+
+
+def test_a_run_that_raises_still_ends(shared_group: Any) -> None:
+    group = shared_group("chain", 2)
+    calls = batched("chain", 3)
+    group.prepare(calls[0].args, calls[0].kwargs)
+
+    def failing() -> Any:
+        yield calls[0]
+        raise KeyError("somewhere in a sampler")
+
+    with pytest.raises(KeyError):
+        evaluate_all(group, AsyncSchedule(), failing())
+    assert_is_oracle(group, "chain", AsyncSchedule(), calls)

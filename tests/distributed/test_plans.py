@@ -1,0 +1,141 @@
+"""Strides, time shift and replicas on real workers, against the oracle, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from asyncdiff_core.evaluator import Call, Forecast, Inputs
+from asyncdiff_core.group import ModelSource, WorkerGroup
+from asyncdiff_core.oracle import Oracle
+from asyncdiff_core.plan import make_plan
+from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.stage import StagedModel
+from asyncdiff_core.trunk import Trunk
+from tests.distributed.helpers import LAUNCH
+from tests.toys import make_inputs, make_model
+
+# (stages, stride, replicas)
+PLANS = [(2, 1, 1), (2, 2, 1), (3, 2, 1), (2, 3, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2)]
+
+
+def inputs(name: str, step: int, sigma: float) -> Inputs:
+    (x, _), kwargs = make_inputs(name, step)
+    return (x, torch.full((2,), sigma)), kwargs
+
+
+def call(name: str, step: int, sigmas: list[float], i: int, replica: int) -> Call:
+    """Evaluation `i` of the replica's lane."""
+    noise = step + 100 * replica
+    forecast = Forecast(sigmas[i], tuple(sigmas[i + 1 :]), lambda sigma: inputs(name, noise, sigma))
+    return Call(f"cond {replica}", *inputs(name, noise, sigmas[i]), forecast, replica)
+
+
+@pytest.fixture(scope="module", params=itertools.product(("chain", "skipnet"), PLANS), ids=str)
+def placed(request: pytest.FixtureRequest) -> Iterator[tuple[str, WorkerGroup]]:
+    name, (stages, stride, replicas) = request.param
+    model = make_model(name)
+    trunk = Trunk.of(model, model.layout)
+    units = tuple(unit.name for unit in trunk.units)
+    source = ModelSource(name, "tests.toys:build", {"model": name}, units, trunk.skips)
+    devices = ["cpu"] * (replicas * (stages + stride - 1))
+    plan = make_plan(devices, stages=stages, stride=stride, replicas=replicas)
+    group = WorkerGroup(plan, source, LAUNCH)
+    try:
+        group.start()
+        with torch.inference_mode():
+            group.prepare(*make_inputs(name, 0))
+        yield name, group
+    finally:
+        group.close()
+
+
+def oracles(name: str, group: WorkerGroup) -> list[Oracle]:
+    found = []
+    for _ in range(group.plan.replicas):
+        model = make_model(name)
+        staged = StagedModel(model, Trunk.of(model, model.layout))
+        found.append(Oracle(staged, group.ranges, group.plan.stride))
+    return found
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize("time_shift", [False, True])
+@pytest.mark.parametrize("warm_up", [1, 2, 3])
+def test_group_equals_oracle(
+    placed: tuple[str, WorkerGroup], warm_up: int, time_shift: bool, steps: int
+) -> None:
+    name, group = placed
+    schedule = AsyncSchedule(warm_up, time_shift)
+    sigmas = [1 - i / steps for i in range(steps)]
+    with torch.inference_mode():
+        references = oracles(name, group)
+        for evaluator in (group, *references):
+            evaluator.begin_run(schedule)
+        for i in range(steps):
+            calls = [call(name, i, sigmas, i, r) for r in range(group.plan.replicas)]
+            outputs = group.evaluate_all(calls)
+            for reference, one, output in zip(references, calls, outputs, strict=True):
+                again = call(name, i, sigmas, i, one.replica)
+                (expected,) = reference.evaluate_all([again])
+                assert torch.equal(output, expected), (i, one.replica)
+        report = group.end_run()
+    assert report is not None and not report.refused_stride
+    assert len(report.evaluations) == steps * group.plan.replicas
+
+
+def test_a_sampler_that_allows_no_stride(placed: tuple[str, WorkerGroup]) -> None:
+    """Every second evaluation is between the steps; then sigma jumps up once."""
+    name, group = placed
+    listed = [1.0, 0.8, 0.6, 0.4, 0.2]
+    evaluated = [1.0, 0.9, 0.8, 0.7, 0.6, 0.8, 0.6, 0.5, 0.4, 0.2]
+
+    def at(i: int) -> Call:
+        sigma = evaluated[i]
+        coming = tuple(listed[listed.index(sigma) + 1 :]) if sigma in listed else None
+        forecast = Forecast(sigma, coming, lambda other: inputs(name, i, other))
+        return Call("lane", *inputs(name, i, sigma), forecast)
+
+    with torch.inference_mode():
+        reference = oracles(name, group)[0]
+        for evaluator in (group, reference):
+            evaluator.begin_run(AsyncSchedule(1))
+        for i in range(len(evaluated)):
+            (ours,), (expected,) = group.evaluate_all([at(i)]), reference.evaluate_all([at(i)])
+            assert torch.equal(ours, expected), i
+        report: Any = group.end_run()
+    assert report.refused_stride == (group.plan.stride > 1)
+    modes = [mode for _, _, mode, _, _ in report.evaluations]
+    assert [i for i, mode in enumerate(modes) if mode == "sync"] == [0, 5]
+
+
+def test_another_plan_on_the_same_workers() -> None:
+    """The planner gives the workers new places; nothing is started anew."""
+    model = make_model("chain")
+    trunk = Trunk.of(model, model.layout)
+    units = tuple(unit.name for unit in trunk.units)
+    source = ModelSource("chain", "tests.toys:build", {"model": "chain"}, units, trunk.skips)
+    devices = ["cpu", "cpu"]
+    sigmas = [1 - i / 6 for i in range(6)]
+    group = WorkerGroup(make_plan(devices), source, LAUNCH)
+    try:
+        group.start()
+        with torch.inference_mode():
+            for stages, replicas in ((2, 1), (1, 2), (2, 1)):
+                group.begin_run(AsyncSchedule(1))
+                group.set_plan(make_plan(devices, stages=stages, replicas=replicas))
+                group.prepare(*make_inputs("chain", 0))
+                (reference, *_) = oracles("chain", group)
+                reference.begin_run(AsyncSchedule(1))
+                for i in range(6):
+                    one = call("chain", i, sigmas, i, 0)
+                    (expected,) = reference.evaluate_all([call("chain", i, sigmas, i, 0)])
+                    assert torch.equal(group.evaluate_all([one])[0], expected)
+                group.end_run()
+                assert len(group.ranges) == stages
+    finally:
+        group.close()

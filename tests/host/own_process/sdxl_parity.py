@@ -1,0 +1,135 @@
+"""Run in a process of its own: group, oracle and stock ComfyUI on one model, bit for bit.
+
+    python sdxl_parity.py COMFYUI PACK
+
+Prints one JSON object: the name of each comparison, and whether it held.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main(comfyui: str, pack: str) -> None:
+    sys.path[:0] = [comfyui, pack]
+    sys.argv[1:] = ["--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.sample
+    import comfy.utils
+    import reduced_sdxl
+    import torch
+
+    from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
+    from asyncdiff_core.host.forecast import Forecaster
+    from asyncdiff_core.host.layouts import entry_of, layout_of
+    from asyncdiff_core.host.loading import Loader
+    from asyncdiff_core.host.patches import portable_options
+    from asyncdiff_core.host.pool import POOL
+    from asyncdiff_core.host.remote import lane_key
+    from asyncdiff_core.host.skeleton import build_skeleton, make_remote
+    from asyncdiff_core.oracle import Oracle
+    from asyncdiff_core.schedule import AsyncSchedule
+    from asyncdiff_core.stage import StagedModel
+    from asyncdiff_core.trunk import Trunk
+
+    torch.set_num_threads(1)
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    generator = torch.Generator().manual_seed(0)
+    steps = 7
+
+    def conditioning() -> list:
+        pooled = torch.randn(1, 1280, generator=generator)
+        return [[torch.randn(1, 77, 128, generator=generator), {"pooled_output": pooled}]]
+
+    positive, negative = conditioning(), conditioning()
+    empty = torch.zeros(1, 4, 16, 16)
+    noise = torch.randn(empty.shape, generator=generator)
+
+    def sample(
+        model: object, unbatched: bool, sampler: str = "euler", number: int = 7, **kwargs: float
+    ) -> torch.Tensor:
+        if unbatched:
+            model = model.clone()
+            # ComfyUI then finds no room for cond and uncond in one batch.
+            model.get_free_memory = lambda device: 0
+        return comfy.sample.sample(
+            *(model, noise, number, 4.0, sampler, "normal", positive, negative, empty),
+            **{"seed": 5, **kwargs},
+        )
+
+    def oracle_model(ranges: list, warm_up: int, stride: int = 1, shift: bool = False) -> object:
+        """A MODEL that samples with the oracle, in this process."""
+        real = reduced_sdxl.load().model.diffusion_model
+        trunk = Trunk.of(real, layout_of(real))
+        oracle = Oracle(StagedModel(real, trunk, entry_of(real)), ranges, stride)
+        oracle.begin_run(AsyncSchedule(warm_up, shift))
+        patcher = build_skeleton(Loader("reduced_sdxl:load", ()))
+        # Nothing to load: the skeleton's own parameters are on meta.
+        patcher.partially_load = lambda *args, **kwargs: 0
+        forecaster = Forecaster(patcher.model.model_sampling)
+
+        def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
+            options = portable_options(options)
+            forecast = forecaster.forecast(options, with_options)
+            return oracle.evaluate(lane_key(options, x), *with_options(options), forecast)
+
+        make_remote(patcher.model.diffusion_model, evaluate)
+        return patcher
+
+    held = {}
+    with torch.inference_mode():
+        stock_model = reduced_sdxl.load()
+        for unbatched in (False, True):
+            batch = "unbatched" if unbatched else "batched"
+            stock = sample(stock_model, unbatched)
+            assert torch.isfinite(stock).all()
+            for workers in (2, 3, 4):
+                model = parallelize(stock_model, plan_for(",".join(["cpu"] * workers)))
+                name = f"N={workers} {batch}"
+                full = sample(with_schedule(model, steps, False), unbatched)
+                held[f"{name} full warm-up equals stock"] = torch.equal(full, stock)
+                ranges = POOL.peek(model.remote.key).ranges
+                for warm_up in (1, 3):
+                    scheduled = with_schedule(model, warm_up, False)
+                    ours = sample(scheduled, unbatched)
+                    reference = sample(oracle_model(ranges, warm_up), unbatched)
+                    name = f"N={workers} {batch} warm_up={warm_up}"
+                    held[f"{name} equals oracle"] = torch.equal(ours, reference)
+                    held[f"{name} differs from stock"] = not torch.equal(ours, stock)
+                    if workers == 2 and warm_up == 1:
+                        repeats = [sample(scheduled, unbatched) for _ in range(10)]
+                        same = all(torch.equal(again, ours) for again in repeats)
+                        held[f"{name} ten repeats are identical"] = same
+        # Strides, time shift and replicas. Dealing conds to replicas is unbatched CFG.
+        plans = ((2, 2, 1), (3, 2, 1), (2, 3, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2))
+        for stages, stride, replicas in plans:
+            devices = ",".join(["cpu"] * (replicas * (stages + stride - 1)))
+            plan = plan_for(devices, stages=stages, replicas=replicas, stride=stride)
+            model = parallelize(stock_model, plan)
+            unbatched = replicas > 1
+            stock = sample(stock_model, unbatched)
+            cases = (
+                (1, False, {}),
+                (2, False, {"sampler": "dpmpp_2m", "number": 20, "denoise": 0.6}),
+                (3, True, {"sampler": "dpmpp_2m", "number": 20}),
+            )
+            for warm_up, shift, how in cases:
+                ours = sample(with_schedule(model, warm_up, shift), unbatched=False, **how)
+                ranges = POOL.peek(model.remote.key).ranges
+                oracle = oracle_model(ranges, warm_up, stride, shift)
+                name = f"N={stages} S={stride} R={replicas} warm_up={warm_up} shift={shift} {how}"
+                expected = sample(oracle, unbatched, **how)
+                held[f"{name} equals oracle"] = torch.equal(ours, expected)
+            if stages == 1 and stride == 1:
+                held["replicas alone equal stock"] = torch.equal(
+                    sample(with_schedule(model, 1, False), unbatched=False), stock
+                )
+    POOL.close()
+    print(json.dumps(held))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

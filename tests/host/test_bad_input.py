@@ -1,0 +1,116 @@
+"""What users get wrong: a clear error on the node that caused it, and the next prompt works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from demo.comfy_server import ComfyServer, PromptFailed, PromptRejected
+from demo.graphs import Workflow, node, resampled
+
+from .lab import asyncdiff, latent, workflow, write_pixart
+
+
+@pytest.fixture(scope="module")
+def good(lab: ComfyServer) -> torch.Tensor:
+    return latent(lab, workflow("sd15"))
+
+
+@pytest.fixture(autouse=True)
+def next_prompt_works(lab: ComfyServer, good: torch.Tensor) -> Any:
+    """After every test here: the server is up and gives the right image."""
+    yield
+    assert torch.equal(latent(lab, asyncdiff(workflow("sd15"), warm_up=5)), good)
+
+
+def failure(lab: ComfyServer, flow: Workflow) -> PromptFailed:
+    with pytest.raises(PromptFailed) as caught:
+        lab.run(flow)
+    return caught.value
+
+
+def with_plan(**plan: Any) -> Workflow:
+    flow = asyncdiff(workflow("sd15"))
+    flow["model"] = node("AsyncDiffCheckpointLoader", **{**flow["model"]["inputs"], **plan})
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"devices": "cuda:7"}, ["unknown device 'cuda:7'", "This machine has: cpu", "auto"]),
+        ({"devices": "cpu,,cpu"}, ["unknown device ''"]),
+        ({"devices": ""}, ["unknown device ''"]),
+        ({"devices": "cpu,cpu", "stages": 3}, ["need 3 devices", "stages=2"]),
+        ({"devices": ",".join(["cpu"] * 20)}, ["20 stages need at least 20 units", "at most 15"]),
+        ({"devices": "cpu,cpu,cpu", "replicas": 2}, ["need 2 devices, but 3", "replicas=3"]),
+        ({"devices": "cpu,cpu,cpu", "stages": 3, "stride": 2}, ["need 4 devices", "stages=2"]),
+    ],
+)
+def test_plans_that_do_not_fit(lab: ComfyServer, plan: dict[str, Any], words: list[str]) -> None:
+    error = failure(lab, with_plan(**plan))
+    assert error.node_type == "AsyncDiffCheckpointLoader"
+    for word in words:
+        assert word in error.exception_message
+
+
+def test_missing_checkpoint(lab: ComfyServer) -> None:
+    with pytest.raises(PromptRejected) as caught:
+        lab.run(with_plan(ckpt_name="no-such-file.safetensors"))
+    assert "model" in caught.value.node_errors
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"\xff" * 4096])
+def test_corrupt_checkpoint(lab: ComfyServer, content: bytes) -> None:
+    path = lab.models / "checkpoints" / f"corrupt-{len(content)}.safetensors"
+    path.write_bytes(content)
+    error = failure(lab, with_plan(ckpt_name=path.name))
+    assert error.node_type == "AsyncDiffCheckpointLoader"
+
+
+def test_truncated_checkpoint(lab: ComfyServer) -> None:
+    whole = lab.models / "checkpoints" / "tiny-sd15.safetensors"
+    path = whole.with_name("truncated.safetensors")
+    path.write_bytes(whole.read_bytes()[:1_000_000])
+    error = failure(lab, with_plan(ckpt_name=path.name))
+    assert error.node_type == "AsyncDiffCheckpointLoader"
+    assert "truncated.safetensors" in error.exception_message
+    assert "download it again" in error.exception_message
+
+
+def test_architecture_without_a_layout(lab: ComfyServer) -> None:
+    """A checkpoint that ComfyUI loads and that this pack does not know how to cut."""
+    write_pixart(lab.models / "diffusion_models" / "pixart.safetensors")
+    flow = asyncdiff(workflow("sd3"))
+    inputs = {**flow["model"]["inputs"], "unet_name": "pixart.safetensors"}
+    flow["model"] = node("AsyncDiffDiffusionModelLoader", **inputs)
+    error = failure(lab, flow)
+    assert error.node_type == "AsyncDiffDiffusionModelLoader"
+    assert "PixArt" in error.exception_message and "no layout" in error.exception_message
+
+
+def test_warm_up_below_one(lab: ComfyServer) -> None:
+    with pytest.raises(PromptRejected) as caught:
+        lab.run(resampled(asyncdiff(workflow("sd15")), warm_up=0))
+    assert "sampler" in caught.value.node_errors
+    assert "warm_up" in str(caught.value)
+
+
+def test_model_patches_are_refused_by_name(lab: ComfyServer) -> None:
+    flow = asyncdiff(workflow("sd15"))
+    flow["freeu"] = node("FreeU_V2", model=["model", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    error = failure(lab, resampled(flow, model=["freeu", 0]))
+    assert error.node_type == "AsyncDiffKSampler"
+    assert "output_block_patch" in error.exception_message
+    assert "FreeU" in error.exception_message
+
+
+def test_second_model_of_a_merge_is_refused(lab: ComfyServer) -> None:
+    flow = asyncdiff(workflow("sd15"))
+    flow["stock"] = node("CheckpointLoaderSimple", ckpt_name="tiny-sd15.safetensors")
+    flow["merge"] = node("ModelMergeSimple", model1=["stock", 0], model2=["model", 0], ratio=0.5)
+    error = failure(lab, resampled(flow, model=["merge", 0]))
+    assert error.node_type == "ModelMergeSimple"
+    assert "AsyncDiffParallelize" in error.exception_message

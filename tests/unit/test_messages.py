@@ -1,0 +1,108 @@
+"""Every message survives the way, as plain data."""
+
+import dataclasses
+import pickle
+import pickletools
+import typing
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from asyncdiff_core import messages
+from asyncdiff_core.channel import Channel
+from asyncdiff_core.messages import from_wire, to_wire
+
+EXAMPLES = [
+    messages.Configure(
+        rank=1,
+        name="stage 1",
+        device="cuda:0",
+        num_threads=2,
+        builder="package.module:build",
+        spec={"loader": ("load", ("model.safetensors",), 0), "dtype": torch.bfloat16},
+        backend="gloo",
+        rendezvous="/tmp/somewhere/rendezvous",
+        world_size=3,
+        timeout=60.0,
+    ),
+    messages.MeasureCosts((torch.rand(2, 3), None), {"context": torch.rand(2, 7, 4), "n": 3}),
+    messages.Load(2, 5, ((0, (0, 1)),), ((2, (4,)), (3, (2, 4))), lead=1),
+    messages.Unload(),
+    messages.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
+    messages.Evaluate(1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), [{}, {1: torch.rand(1)}]),
+    messages.EndRun(),
+    messages.Stop(),
+    messages.Ready(1234, "cpu x1", 1.5e10, 1 << 36),
+    messages.Costs((1.0, 2.0)),
+    messages.Loaded(1 << 33, 12, 1 << 34),
+    messages.Done(),
+    messages.Result((torch.rand(2, 2), None)),
+    messages.RunEnded([(0, 0, "sync", 1.0, 0.5, 0.25, 2.0)], 1 << 20),
+    messages.Beat(12, "computing"),
+    messages.Failed("ValueError: no", out_of_memory=True, traceback="Traceback ..."),
+]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    leaves, structure = pytree.tree_flatten(a)
+    expected, expected_structure = pytree.tree_flatten(b)
+    assert structure == expected_structure
+    for mine, original in zip(leaves, expected, strict=True):
+        if isinstance(original, torch.Tensor):
+            assert torch.equal(mine, original)
+        else:
+            assert mine == original and type(mine) is type(original)
+
+
+def test_there_is_an_example_of_every_message() -> None:
+    known = {
+        value for value in vars(messages).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == messages.__name__
+    }  # fmt: skip
+    assert {type(example) for example in EXAMPLES} == known
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_round_trip_over_a_channel(message: Any) -> None:
+    ours, theirs = Channel.pair()
+    other = Channel(theirs)
+    try:
+        ours.send(to_wire(message, ticket=41), 10.0)
+        received, ticket = from_wire(other.receive(10.0))
+    finally:
+        ours.close()
+        other.close()
+    assert ticket == 41
+    assert type(received) is type(message)
+    for field in dataclasses.fields(message):
+        assert_same(getattr(received, field.name), getattr(message, field.name))
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_no_class_of_the_pack_travels(message: Any) -> None:
+    """In ComfyUI the pack's modules have other names than in a worker."""
+    strings = [
+        argument
+        for _, argument, _ in pickletools.genops(pickle.dumps(to_wire(message)))
+        if isinstance(argument, str)
+    ]
+    assert type(message).__name__ in strings  # the strings are seen at all
+    assert not [text for text in strings if "asyncdiff" in text]
+
+
+def test_a_request_without_a_ticket_has_ticket_0() -> None:
+    assert from_wire(to_wire(messages.Stop())) == (messages.Stop(), 0)
+
+
+def test_messages_are_frozen_and_their_fields_have_types() -> None:
+    for example in EXAMPLES:
+        assert set(typing.get_type_hints(type(example))) == {
+            field.name for field in dataclasses.fields(example)
+        }
+        assert type(example).__dataclass_params__.frozen
+
+
+def test_a_traceback_does_not_fill_the_log() -> None:
+    assert "Traceback" not in repr(messages.Failed("text", traceback="Traceback ..."))
