@@ -3,6 +3,7 @@
 
     python3 dev.py demo [--out DIR] [--devices LIST]   stock ComfyUI and AsyncDiff side by side
     python3 dev.py test [pytest arguments]             lint, types and every test
+    python3 dev.py quality [--help]                    the laboratory: quality against speed
     python3 dev.py serve [ComfyUI arguments]           ComfyUI with this pack, for a person
     python3 dev.py python [arguments]                  that environment's Python, in this folder
 
@@ -59,6 +60,8 @@ TOOLS = (  # the newest that Python 3.10 still gets
     "ruff==0.17.6",
     "mypy==2.4.1",
 )
+MODULES = {"scikit-image": "skimage"}  # where package and module have different names
+LABORATORY = ("scikit-image>=0.25", "torchmetrics>=1.8", "matplotlib>=3.10")
 # The environment, and beside it the archives that pip unpacks while it is being made.
 NEEDED_BYTES = 8 * 10**9
 
@@ -99,7 +102,7 @@ def recipe(host_version: str) -> dict:
     return {
         "comfyui": [host_version, sha256],
         "python": [sysconfig.get_config_var("EXT_SUFFIX"), platform.machine()],
-        "requirements": [*TORCH, *TOOLS, *runtime_requirements()],
+        "requirements": [*TORCH, *TOOLS, *LABORATORY, *runtime_requirements()],
     }
 
 
@@ -171,7 +174,9 @@ def build(environment: Environment, host_version: str) -> None:
 
     say("[4/4] the requirements of ComfyUI, of this pack and of its tests")
     theirs = environment.comfyui / "requirements.txt"
-    run_step([*install, *TORCH, "-r", theirs, *runtime_requirements(), *TOOLS], scratch)
+    run_step(
+        [*install, *TORCH, "-r", theirs, *runtime_requirements(), *TOOLS, *LABORATORY], scratch
+    )
     run_step([environment.python, "-I", "-c", "import torch, torchvision, torchaudio"], scratch)
 
     shutil.rmtree(scratch)
@@ -297,7 +302,8 @@ def existing_environment(path: str, requirements: list) -> Environment:
         raise SetupError(f"{comfyui} is not a ComfyUI folder: it has no main.py")
     python = comfyui_python(comfyui)
     # requirement -> module: "pytest-timeout==2.4.0" -> "pytest_timeout"
-    modules = {re.split("[=<>~!]", text)[0].replace("-", "_"): text for text in requirements}
+    names = {text: re.split("[=<>~!]", text)[0] for text in requirements}
+    modules = {MODULES.get(n, n.replace("-", "_")): text for text, n in names.items()}
     code = (
         "import importlib.util, sys, torch; "
         "print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
@@ -348,6 +354,10 @@ def run_tests(environment: Environment, _: argparse.Namespace, arguments: list) 
         if status:
             return status
     return hand_over(environment, ["-m", "pytest", *arguments])
+
+
+def run_quality(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
+    return hand_over(environment, ["-m", "benchmarks.quality", *arguments])
 
 
 def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
@@ -431,7 +441,13 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-COMMANDS = {"demo": run_demo, "test": run_tests, "serve": run_comfyui, "python": run_python}
+COMMANDS = {
+    "demo": run_demo,
+    "test": run_tests,
+    "quality": run_quality,
+    "serve": run_comfyui,
+    "python": run_python,
+}
 
 
 def parse(argv: list) -> tuple:
@@ -453,16 +469,17 @@ def parse(argv: list) -> tuple:
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str, **how: bool) -> argparse.ArgumentParser:
         # No abbreviations: what is passed on must not be taken for an option of this file's.
         return commands.add_parser(
-            name, help=text, description=text, parents=[common], allow_abbrev=False
+            name, help=text, description=text, parents=[common], allow_abbrev=False, **how
         )
 
     adding = add("demo", "Stock ComfyUI and AsyncDiff side by side: images, times, report.json.")
     adding.add_argument("--out", metavar="DIR", default=str(REPO / "demo-output"))
     adding.add_argument("--devices", metavar="LIST", default="auto", help="such as cuda:0,cuda:1")
     add("test", "Lint, types and every test; with arguments, pytest alone with these.")
+    add("quality", "Quality against speed, measured. Try --help after it.", add_help=False)
     add("serve", "Start ComfyUI with this pack. Other arguments are ComfyUI's.")
     add("python", "The environment's Python in this folder. All arguments are Python's.")
 
@@ -482,7 +499,7 @@ def main(argv: list) -> int:
         existing = os.environ.get("COMFYUI_PATH")
     try:
         if existing:
-            tools = TOOLS if options.command == "test" else ()
+            tools = {"test": (*TOOLS, *LABORATORY), "quality": LABORATORY}.get(options.command, ())
             environment = existing_environment(existing, [*runtime_requirements(), *tools])
         else:
             environment = managed_environment(options.host_version or DEFAULT_HOST)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -19,6 +19,8 @@ from .schedule import AsyncSchedule, Round
 from .stage import OutputMeta, StagedModel, copy_output
 
 Message = dict[int, Any]
+# Called after each round with what every stage had received in the round before, and in this one.
+Observe = Callable[[Round, list[Message], list[Message]], None]
 
 
 class Oracle(Evaluator):
@@ -26,10 +28,18 @@ class Oracle(Evaluator):
 
     Args:
         stride: evaluations per round, see schedule.py.
+        observe: for whoever wants to compare stale activations with fresh ones.
     """
 
-    def __init__(self, staged: StagedModel, ranges: Sequence[Range], stride: int = 1) -> None:
+    def __init__(
+        self,
+        staged: StagedModel,
+        ranges: Sequence[Range],
+        stride: int = 1,
+        observe: Observe | None = None,
+    ) -> None:
         self.stride = stride
+        self._observe = observe
         self._staged = staged
         self._ranges = tuple(ranges)
         self._links = links(ranges, staged.trunk.skips)
@@ -57,6 +67,8 @@ class Oracle(Evaluator):
             for sigma in round_.sigmas[:-1]
         ]
         results.append(result)
+        if self._observe is not None:
+            self._observe(round_, before, received)
         self._messages[round_.lane] = received
         return [functools.partial(lambda output: output, result) for result in results]
 

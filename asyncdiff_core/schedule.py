@@ -29,6 +29,8 @@ from .errors import ScheduleError
 
 Mode = Literal["sync", "async"]
 
+DEFAULT_WARM_UP = 3  # chosen from the measurements in docs/quality.md
+
 
 @dataclass(frozen=True)
 class AsyncSchedule:

@@ -29,15 +29,17 @@ HEADER_HEIGHT, ROW_HEIGHT, BAR_HEIGHT, AXIS_HEIGHT = 98, 46, 32, 44
 
 
 def step_seconds_after_warm_up(report: Report) -> float | None:
-    """Median seconds from one asynchronous step of the sampler to the next; None without two.
+    """Median seconds per asynchronous step of the sampler; None where there are too few.
 
-    Measured at the sampler, between the ends of successive evaluations of one lane: whatever else
-    the step waits for is in it.
+    Measured at the sampler, between the ends of evaluations of one lane: whatever else the step
+    waits for is in it. With a stride the evaluations of a round end together, so it is the time
+    of a round, shared by its evaluations.
     """
+    stride = _stride(report)
     steps = [
-        after["end"] - before["end"]
+        (after["end"] - before["end"]) / stride
         for lane in _by_lane(report["evaluations"])
-        for before, after in zip(lane, lane[1:], strict=False)
+        for before, after in zip(lane, lane[stride:], strict=False)
         if before["mode"] == after["mode"] == "async"
     ]
     return median(steps) if steps else None
@@ -56,8 +58,14 @@ def slowest_stage_busy_seconds(report: Report) -> float | None:
             if span["mode"] == "async":
                 per_step[span["index"]] += span["compute"]
         if per_step:
-            busy.append(median(per_step.values()))
+            busy.append(median(per_step.values()) / _stride(report))
     return max(busy, default=None)
+
+
+def _stride(report: Report) -> int:
+    """The evaluations of a full round."""
+    stride: int = 1 if report.get("refused_stride") else report["plan"]["stride"]
+    return stride
 
 
 def _by_lane(evaluations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

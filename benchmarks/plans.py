@@ -2,11 +2,11 @@
 
     python3 dev.py python -m benchmarks.plans [--steps 20] [--warm-up 1] [--repeats 3]
 
-One model (the demonstration's SD 1.5 type), one process, runs side by side: stock ComfyUI on one
-thread, then each plan that the machine has cores for, in turn, several times; the fastest of each
-counts, since what else the machine does can only add time. *Predicted* is the planner's ideal
-time; *slowest stage* uses, in place of the planner's costs, what the slowest worker really computed
-while all of them ran, so what remains between it and the measured time is overhead.
+One model (an SD 1.5 type with fewer blocks and random weights), one process, runs side by side:
+stock ComfyUI on one thread, then each plan that the machine has cores for, in turn, several times;
+the fastest of each counts, since what else the machine does can only add time. *Predicted* is the
+planner's ideal time; *slowest stage* uses, in place of the planner's costs, what the slowest worker
+really computed while all of them ran, so what remains between it and the measured time is overhead.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
+FOLDER = REPO_ROOT / "tests" / "host"  # has the checkpoint; ComfyUI has a package `tests` too
 # (stages, stride, replicas)
 PLANS = ((2, 1, 1), (1, 1, 2), (3, 1, 1), (4, 1, 1), (3, 2, 1), (2, 1, 2))
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
+    sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT), str(FOLDER)]
     sys.argv[1:] = ["--cpu"]
     measure(options.steps, options.warm_up, options.repeats)
 
@@ -44,6 +45,7 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import checkpoints
     import comfy.sample
     import comfy.sd
     import torch
@@ -52,7 +54,6 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
     from asyncdiff_core.host.pool import POOL
     from asyncdiff_core.host.reports import last_runs
     from asyncdiff_core.planner import predicted_speedup
-    from demo import checkpoints
 
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
@@ -69,7 +70,9 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        file = checkpoints.write_sd15(Path(folder) / "model.safetensors")
+        file = checkpoints.write_sd15(
+            Path(folder) / "model.safetensors", levels=checkpoints.THREE_LEVELS
+        )
         stock = comfy.sd.load_checkpoint_guess_config(str(file), False, False)[0]
         subjects: list[tuple[tuple[int, int, int] | None, Any]] = [(None, stock)]
         for stages, stride, replicas in PLANS:

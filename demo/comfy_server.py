@@ -80,9 +80,10 @@ class ComfyServer:
     """One ComfyUI process and its folder.
 
     `base_dir` becomes ComfyUI's --base-directory: models/, input/, output/, temp/, user/, and
-    custom_nodes/asyncdiff, a link to `pack`. `args` are further flags of ComfyUI's, `env` is added
-    to this process's environment. The port is a free one; nothing but loopback is listened on.
-    Without a CUDA device --cpu is added; giving it saves the two seconds of looking for one.
+    custom_nodes/ with links to this pack and to those of `more_packs`, under the names of their
+    folders. `args` are further flags of ComfyUI's, `env` is added to this process's environment.
+    The port is a free one; nothing but loopback is listened on. Without a CUDA device --cpu is
+    added; giving it saves the two seconds of looking for one.
 
     On Linux the server dies with the *thread* that called `start`, however that ends: start it from
     one that lives as long as the server is wanted.
@@ -95,7 +96,7 @@ class ComfyServer:
         *,
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
-        pack: Path = REPO_ROOT,
+        more_packs: Sequence[Path] = (),
         python: str = sys.executable,
     ) -> None:
         self.comfyui = Path(comfyui).absolute()
@@ -103,7 +104,7 @@ class ComfyServer:
         self.args = list(args)
         self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         self.env.update(env or {})
-        self.pack = Path(pack).absolute()
+        self.more_packs = [Path(pack).absolute() for pack in more_packs]
         self.python = python
         self.models = self.base_dir / "models"
         self.input = self.base_dir / "input"
@@ -121,7 +122,10 @@ class ComfyServer:
             raise ComfyServerError(f"already running at {self.url}, process {self.pid}")
         for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
             (self.base_dir / name).mkdir(parents=True, exist_ok=True)
-        link_pack(self.pack, self.base_dir / "custom_nodes" / PACK_FOLDER)
+        custom_nodes = self.base_dir / "custom_nodes"
+        link_pack(REPO_ROOT, custom_nodes / PACK_FOLDER)
+        for pack in self.more_packs:
+            link_pack(pack, custom_nodes / pack.name)
 
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"

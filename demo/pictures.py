@@ -1,4 +1,4 @@
-"""Pictures side by side, and how far two of them are apart."""
+"""Pictures side by side, and how far two runs of them are apart."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND, TEXT, FAINT_TEXT = "#ffffff", "#22272e", "#68717d"
-MARGIN, GAP, LINE_HEIGHT = 24, 16, 19
+BETWEEN, MARKED = "#d8dce1", "#d2322d"  # the lines of a grid, and the frame of a marked picture
+MARGIN, GAP, LINE_HEIGHT = 24, 20, 19
 TITLE_SIZE, TEXT_SIZE = 18, 14
-MIN_COLUMN_WIDTH = 300  # so that a caption fits under a small picture
+ENLARGED = 2  # times, in width and height
+FRAME = 4  # pixels
 
 
 class Panel(NamedTuple):
@@ -24,59 +26,60 @@ class Panel(NamedTuple):
 
 
 def load(paths: Sequence[Path]) -> list[Image.Image]:
-    """The frames of a run; one, if it made a still picture."""
-    frames = []
+    """The pictures of a run."""
+    images = []
     for path in paths:
         with Image.open(path) as image:
-            frames.append(image.convert("RGB"))
-    return frames
-
-
-def strip(frames: Sequence[Image.Image], most: int = 4) -> Image.Image:
-    """Up to `most` frames, evenly spaced in time from the first to the last, in a row."""
-    count = min(most, len(frames))
-    chosen = [frames[i * (len(frames) - 1) // max(count - 1, 1)] for i in range(count)]
-    return Image.fromarray(np.concatenate([np.asarray(frame) for frame in chosen], axis=1))
+            images.append(image.convert("RGB"))
+    return images
 
 
 def psnr(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> float:
-    """Peak signal-to-noise ratio in dB over all frames; infinite if they are equal."""
+    """Peak signal-to-noise ratio in dB over all pictures; infinite if they are equal."""
     difference = np.stack(one).astype(float) - np.stack(other).astype(float)
     error = np.mean(difference**2)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def difference(one: Image.Image, other: Image.Image) -> tuple[Image.Image, int]:
-    """The absolute difference of two pictures, made brighter by a factor, and that factor.
-
-    It is the largest power of two, up to 32, that leaves 99 % of the values within range.
-    """
-    values = np.abs(np.asarray(one).astype(int) - np.asarray(other).astype(int))
-    high = max(float(np.percentile(values, 99)), 1.0)
-    factor = 2 ** min(int(math.log2(max(255 / high, 1))), 5)
-    return Image.fromarray((values * factor).clip(0, 255).astype(np.uint8)), factor
-
-
-def side_by_side(title: str, panels: Sequence[Panel]) -> Image.Image:
-    """The panels in a row, or, where they are strips of frames, one below the other."""
-    column = max(MIN_COLUMN_WIDTH, *(panel.picture.width for panel in panels))
-    picture_height = max(panel.picture.height for panel in panels)
-    row = picture_height + GAP // 2 + LINE_HEIGHT * max(len(panel.caption) for panel in panels)
-    columns = 1 if column > 2 * picture_height else len(panels)
-    rows = math.ceil(len(panels) / columns)
-
-    top = MARGIN + TITLE_SIZE + GAP
-    width = 2 * MARGIN + columns * column + (columns - 1) * GAP
-    sheet = Image.new("RGB", (width, top + rows * (row + GAP) + MARGIN - GAP), BACKGROUND)
+def grid(images: Sequence[Image.Image], columns: int, marked: Sequence[bool]) -> Image.Image:
+    """Pictures of one size, enlarged, in rows of `columns`; those that are marked have a frame."""
+    width, height = (ENLARGED * side for side in images[0].size)
+    across, down = width + FRAME, height + FRAME
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * across + FRAME, rows * down + FRAME), BETWEEN)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 6), title, fill=TEXT, font=ImageFont.load_default(TITLE_SIZE))
+    for index, (image, is_marked) in enumerate(zip(images, marked, strict=True)):
+        x, y = FRAME + index % columns * across, FRAME + index // columns * down
+        if is_marked:
+            frame = (x - FRAME, y - FRAME, x + width + FRAME - 1, y + height + FRAME - 1)
+            draw.rectangle(frame, fill=MARKED)
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, y))
+    return sheet
+
+
+def side_by_side(
+    title: str, panels: Sequence[Panel], heading: str, texts: Sequence[str], columns: int
+) -> Image.Image:
+    """The panels in a row, and below, under their heading, `texts` in rows of `columns`."""
+    column = max(panel.picture.width for panel in panels)
+    width = 2 * MARGIN + len(panels) * (column + GAP) - GAP
+    captions_at = MARGIN + TITLE_SIZE + GAP + max(panel.picture.height for panel in panels) + 10
+    most = max(len(panel.caption) for panel in panels)
+    texts_at = captions_at + most * LINE_HEIGHT + GAP
+    rows = math.ceil(len(texts) / columns)
+
+    sheet = Image.new("RGB", (width, texts_at + (rows + 1) * LINE_HEIGHT + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(TEXT_SIZE)
+    draw.text((MARGIN, MARGIN - 6), title, fill=TEXT, font=ImageFont.load_default(TITLE_SIZE))
     for index, panel in enumerate(panels):
-        x = MARGIN + (index % columns) * (column + GAP)
-        y = top + (index // columns) * (row + GAP)
-        sheet.paste(panel.picture, (x, y))
-        y += picture_height + GAP // 2
+        x = MARGIN + index * (column + GAP)
+        sheet.paste(panel.picture, (x, MARGIN + TITLE_SIZE + GAP))
         for number, line in enumerate(panel.caption):
             colour = FAINT_TEXT if number else TEXT
-            draw.text((x, y + number * LINE_HEIGHT), line, fill=colour, font=font)
+            draw.text((x, captions_at + number * LINE_HEIGHT), line, fill=colour, font=font)
+    draw.text((MARGIN, texts_at), heading, fill=FAINT_TEXT, font=font)
+    for index, text in enumerate(texts):
+        x = MARGIN + index % columns * ((width - 2 * MARGIN) // columns)
+        draw.text((x, texts_at + (1 + index // columns) * LINE_HEIGHT), text, fill=TEXT, font=font)
     return sheet

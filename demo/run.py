@@ -1,23 +1,15 @@
-"""Sample two models with stock ComfyUI and with AsyncDiff, and set the results side by side.
+"""Sample the demonstration's model with stock ComfyUI and with AsyncDiff, side by side.
 
     python -m demo.run --comfyui PATH --out DIR [--devices LIST]
 
-Writes into DIR, for each model: its pictures, a comparison, a timeline of the workers; and for all
-of them `report.json`.
+The model draws coloured shapes (docs/demo-model.md); a batch has a picture for each of sixteen
+prompts that it was not trained with. Writes into DIR: `comparison.png`; the pictures of every run,
+and a timeline of the workers of AsyncDiff's; and `report.json`.
 
-How it is measured:
-
-- A real ComfyUI runs the workflows, through its HTTP API. A speed-up compares like with like: the
-  stock run has the resources of one worker (on CPUs one thread). What stock ComfyUI does with the
-  whole machine stands beside it.
-- The seconds are those of the sampler node. Model, text and empty latent come from ComfyUI's cache
-  and pictures are decoded in a run of their own, so that only the sampler is left, and a node that
-  writes its latent to disk (milliseconds). ComfyUI's record of what it ran is checked for that.
-- A short run goes before, and does not count. It loads weights and starts workers; how long that
-  takes is in `seconds_to_first_step_cold`.
-- Then each workflow runs twice, with another seed the first time, and the faster run counts: what
-  else the machine does can only add time. The pictures are those of the second run. Stock ComfyUI
-  with the whole machine runs once, since nothing is claimed against it.
+A real ComfyUI runs the workflow, through its HTTP API; `sampling` says how it is timed. A speed-up
+compares like with like: the stock run has the resources of one worker (on CPUs one thread). What
+stock ComfyUI does with the whole machine stands beside it, from a single run, since nothing is
+claimed against it. An AsyncDiff run with all steps synchronous must give the stock run's latent.
 """
 
 from __future__ import annotations
@@ -28,71 +20,80 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 
+from asyncdiff_core.plan import ParallelPlan
+from asyncdiff_core.planner import predicted_speedup
+from asyncdiff_core.schedule import DEFAULT_WARM_UP
 from asyncdiff_core.timeline import (
     draw_timeline,
     slowest_stage_busy_seconds,
     step_seconds_after_warm_up,
 )
-from demo import checkpoints, graphs, pictures
-from demo.comfy_server import ComfyServer, ComfyServerError, accelerator, prompt_seconds
+from demo import graphs, pictures, shapes
+from demo.comfy_server import ComfyServer, ComfyServerError, accelerator
 from demo.graphs import Workflow
+from demo.sampling import SHORT, Run, Sampled, run_sampler, sample
+from demo.shapes import checker
+from demo.shapes.scenes import Scene, split
 
 STARTED = time.monotonic()
 
+NUM_PICTURES, COLUMNS = 16, 4
 STEPS = 30
-WARM_UP = 1  # the least there is: the pipeline is full for all other steps
-SHORT = {"steps": 3, "seed": 1000}  # the sampler's inputs in a run that does not count
-OTHER = {"seed": 1001}  # and in the first of two runs that do
-
-SD15, WAN, VIDEO_VAE = "demo_sd15.safetensors", "demo_wan.safetensors", "demo_taehv.safetensors"
 
 # What is printed of `report.json`.
 TABLE = (
-    ("model", "model", "{}"),
+    ("AsyncDiff with", "setting", "{}"),
+    ("workers", "workers", "{}"),
     ("stock, 1 worker's share", "stock_seconds", "{:.1f} s"),
     ("stock, whole machine", "stock_whole_machine_seconds", "{:.1f} s"),
     ("AsyncDiff", "asyncdiff_seconds", "{:.1f} s"),
     ("speed-up", "speedup", "{:.2f}x"),
+    ("ideal speed-up", "ideal_speedup", "{:.2f}x"),
     ("per step", "step_seconds_after_warm_up", "{:.3f} s"),
     ("slowest stage", "slowest_stage_busy_seconds", "{:.3f} s"),
+    ("pictures right", "accuracy", "{:.0%}"),
+    ("pictures right, stock", "stock_accuracy", "{:.0%}"),
     ("PSNR", "psnr_db", "{:.1f} dB"),
     ("difference at full warm-up", "max_abs_diff_full_warm_up", "{:g}"),
 )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One model of the demonstration, and the stock workflow that samples it."""
+class Setting(NamedTuple):
+    """One way to spread the model over workers."""
 
     name: str  # what its files are called
-    title: str
-    workflow: Workflow
-    weights: Path  # the file with the diffusion model, ...
-    prefix: str  # ... whose keys begin with this
+    stages: int
+    stride: int
+
+    @property
+    def title(self) -> str:
+        return f"N={self.stages}" + (f", stride {self.stride}" if self.stride > 1 else "")
+
+    def plan(self, devices: Sequence[str]) -> ParallelPlan:
+        """The devices in turn, and over again where there are fewer than workers."""
+        num_workers = self.stages + self.stride - 1
+        chosen = islice(cycle(devices), num_workers)
+        return ParallelPlan(tuple(chosen), self.stages, stride=self.stride)
 
 
-class Run(NamedTuple):
-    """What a sampler node made, and in which time."""
-
-    seconds: float
-    latent: torch.Tensor
-    prompt_id: str
+SETTINGS = (Setting("n2", stages=2, stride=1), Setting("n2-stride2", stages=2, stride=2))
 
 
-class Sampled(NamedTuple):
-    """The runs of one workflow."""
+class Distributed(NamedTuple):
+    """AsyncDiff's runs in one setting."""
 
-    cold: Run  # the first, a short one
-    fastest: Run
-    last: Run
+    setting: Setting
+    plan: ParallelPlan
+    sampled: Sampled
+    exact: Run  # every step synchronous
 
 
 def main() -> int:
@@ -100,237 +101,234 @@ def main() -> int:
     parser.add_argument("--comfyui", type=Path, required=True, help="ComfyUI's folder")
     parser.add_argument("--out", type=Path, required=True, help="where the results go")
     parser.add_argument(
-        "--devices", default="auto", help="one per stage; auto: every GPU, or two CPU workers"
+        "--devices",
+        default="auto",
+        help="the workers' devices, taken in turn; auto: all GPUs if there are several, or the CPU",
     )
     options = parser.parse_args()
     if not (options.comfyui / "main.py").is_file():
         parser.error(f"{options.comfyui} is not ComfyUI's folder: it holds no main.py")
+    devices = every_gpu() or ["cpu"] if options.devices == "auto" else options.devices.split(",")
     try:
-        demonstrate(options.comfyui, options.out.absolute(), options.devices)
+        demonstrate(options.comfyui, options.out.absolute(), devices)
     except ComfyServerError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0
 
 
-def demonstrate(comfyui: Path, out: Path, devices: str) -> None:
-    """Run everything, and write and print the results."""
-    base_dir = out / "comfyui"
-    say("writing the checkpoints, with random weights")
-    subjects = write_subjects(base_dir / "models")
+def every_gpu() -> list[str]:
+    """All CUDA devices, or none if there are not several."""
+    if accelerator(sys.executable) != "cuda":
+        return []
+    count = torch.cuda.device_count()
+    return [f"cuda:{i}" for i in range(count)] if count > 1 else []
 
-    if devices == "auto":
-        devices = every_gpu() or "cpu,cpu"
-    on_cpu = set(devices.split(",")) == {"cpu"}
-    args = ["--cpu"] if on_cpu else []
+
+def demonstrate(comfyui: Path, out: Path, devices: Sequence[str]) -> None:
+    """Run everything, and write and print the results."""
+    scenes = split()[1][:NUM_PICTURES]
+    workflow = graphs.shapes([scene.prompt for scene in scenes], steps=STEPS)
+    on_cpu = set(devices) == {"cpu"}
     # The server passes its number of threads on: the workers share it, one each at least.
     one_worker = {"OMP_NUM_THREADS": "1"} if on_cpu else {}
 
+    def comfyui_with(env: dict[str, str]) -> ComfyServer:
+        args = ["--cpu"] if on_cpu else []
+        return ComfyServer(comfyui, out / "comfyui", args=args, env=env, more_packs=[shapes.PACK])
+
     say("starting ComfyUI with the whole machine")
-    with ComfyServer(comfyui, base_dir, args=args) as server:
-        whole_machine = {}
-        for subject in subjects:
-            say(f"{subject.name}: stock nodes")
-            run_sampler(server, graphs.resampled(subject.workflow, **SHORT))
-            run = run_sampler(server, subject.workflow, cached=True)
-            whole_machine[subject.name] = run.seconds
+    with comfyui_with({}) as server:
+        say("stock nodes")
+        run_sampler(server, graphs.resampled(workflow, **SHORT))
+        whole_machine = run_sampler(server, workflow, cached=True)
 
     say("starting ComfyUI with one worker's share of the machine")
-    with ComfyServer(comfyui, base_dir, args=args, env=one_worker) as server:
-        results = [
-            compare(server, subject, devices, whole_machine[subject.name], out)
-            for subject in subjects
-        ]
+    with comfyui_with(one_worker) as server:
+        say("stock nodes")
+        stock = sample(server, workflow)
+        runs = [distribute(server, workflow, setting, devices) for setting in SETTINGS]
 
-    (out / "report.json").write_text(json.dumps({"runs": results}, indent=2) + "\n")
-    print(f"\n{table(results)}\n\nPictures, comparisons, timelines and report.json are in {out}")
-
-
-def every_gpu() -> str:
-    """All CUDA devices as a list, or nothing if there are not several.
-
-    The nodes' own `auto` would make replicas of the pipeline, which have nothing to show: what is
-    demonstrated here are stages.
-    """
-    if accelerator(sys.executable) != "cuda":
-        return ""
-    count = torch.cuda.device_count()
-    return ",".join(f"cuda:{i}" for i in range(count)) if count > 1 else ""
+    results = [figures(run, stock, whole_machine, scenes) for run in runs]
+    write(out, scenes, stock, runs, results)
+    print(f"\n{table(results)}\n")
+    for result in results:
+        if result["crowding"]:
+            print(f"{result['setting']}: {result['crowding']}")
+    print(f"comparison.png, pictures, timelines and report.json are in {out}")
 
 
-def write_subjects(models: Path) -> list[Subject]:
-    """Write the checkpoints where ComfyUI looks for them."""
-    sd15 = checkpoints.write_sd15(models / "checkpoints" / SD15)
-    wan = checkpoints.write_wan(models / "diffusion_models" / WAN)
-    checkpoints.write_video_vae(models / "vae" / VIDEO_VAE)
-    return [
-        Subject(
-            "sd15",
-            "SD 1.5 type, fewer blocks, random weights",
-            graphs.sd15(SD15, steps=STEPS),
-            sd15,
-            "model.diffusion_model.",
-        ),
-        Subject(
-            "wan",
-            "Wan 2.1 type, small, random weights",
-            graphs.wan(WAN, SD15, VIDEO_VAE, steps=STEPS),
-            wan,
-            "",
-        ),
-    ]
-
-
-def compare(
-    server: ComfyServer, subject: Subject, devices: str, whole_machine_seconds: float, out: Path
-) -> dict[str, Any]:
-    """Sample a subject with stock nodes and with AsyncDiff; its entry in `report.json`."""
-    say(f"{subject.name}: stock nodes")
-    stock = sample(server, subject.workflow)
-    stock_frames = decode(server, subject.workflow)
-
-    say(f"{subject.name}: AsyncDiff on {devices}")
-    parallel = graphs.asyncdiff(subject.workflow, devices=devices, warm_up=WARM_UP)
-    fast = sample(server, parallel)
-    report = report_of(server, fast.fastest)
-    frames = decode(server, parallel)
-
-    say(f"{subject.name}: AsyncDiff with every step synchronous")
+def distribute(
+    server: ComfyServer, workflow: Workflow, setting: Setting, devices: Sequence[str]
+) -> Distributed:
+    """Run the workflow on workers."""
+    plan = setting.plan(devices)
+    say(f"AsyncDiff with {setting.title} on {', '.join(plan.devices)}")
+    parallel = graphs.asyncdiff(
+        workflow,
+        devices=",".join(plan.devices),
+        stages=plan.stages,
+        stride=plan.stride,
+        warm_up=DEFAULT_WARM_UP,
+    )
+    sampled = sample(server, parallel)
+    say(f"AsyncDiff with {setting.title}, every step synchronous")
     exact = run_sampler(server, graphs.resampled(parallel, warm_up=STEPS))
-
-    psnr = pictures.psnr(stock_frames, frames)
-    result = {
-        "model": report["model"],
-        "steps": STEPS,
-        "warm_up": WARM_UP,
-        "workers": len(report["workers"]),
-        "stock_seconds": stock.fastest.seconds,
-        "stock_whole_machine_seconds": whole_machine_seconds,
-        "asyncdiff_seconds": fast.fastest.seconds,
-        "speedup": stock.fastest.seconds / fast.fastest.seconds,
-        "step_seconds_after_warm_up": step_seconds_after_warm_up(report),
-        "slowest_stage_busy_seconds": slowest_stage_busy_seconds(report),
-        "max_abs_diff_full_warm_up": (exact.latent - stock.last.latent).abs().max().item(),
-        "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity
-        "weight_bytes_per_worker": [worker["weight_bytes"] for worker in report["workers"]],
-        "resident_bytes_per_worker": [worker["resident_bytes"] for worker in report["workers"]],
-        "model_weight_bytes": tensor_bytes(subject.weights, subject.prefix),
-        "seconds_to_first_step_cold": report_of(server, fast.cold)["seconds_to_first_step"],
-        "seconds_to_first_step_warm": report["seconds_to_first_step"],
-        "devices": report["plan"]["devices"],
-        "latent_shape": list(stock.last.latent.shape),
-        "cpu_count": os.cpu_count(),
-    }
-    save_pictures(out, f"{subject.name}-stock", stock_frames)
-    save_pictures(out, f"{subject.name}-asyncdiff", frames)
-    comparison(subject, result, stock_frames, frames).save(out / f"{subject.name}-comparison.png")
-    draw_timeline(report).save(out / f"{subject.name}-timeline.png")
-    return result
-
-
-# Running workflows
-
-
-def sample(server: ComfyServer, workflow: Workflow) -> Sampled:
-    """Run the workflow's sampler: once to load everything, then twice to measure."""
-    cold = run_sampler(server, graphs.resampled(workflow, **SHORT))
-    first = run_sampler(server, graphs.resampled(workflow, **OTHER), cached=True)
-    last = run_sampler(server, workflow, cached=True)
-    return Sampled(cold, min(first, last, key=lambda run: run.seconds), last)
-
-
-def run_sampler(server: ComfyServer, workflow: Workflow, *, cached: bool = False) -> Run:
-    """Run the workflow up to its latent. With `cached`, nothing but the sampler may have to run."""
-    workflow = graphs.without(workflow, "decode", "picture", "vae")
-    entry = server.run(workflow)
-    messages = dict(entry["status"]["messages"])
-    ran = workflow.keys() - set(messages["execution_cached"]["nodes"])
-    if cached and ran != {"sampler", "latent"}:
-        raise ComfyServerError(f"the time of more than the sampler was taken: {sorted(ran)}")
-    [latent] = [path for path in server.files(entry) if path.suffix == ".latent"]
-    prompt_id = entry["prompt"][1]
-    return Run(prompt_seconds(entry), load_file(latent)["latent_tensor"], prompt_id)
-
-
-def decode(server: ComfyServer, workflow: Workflow) -> list[Image.Image]:
-    """The frames of a workflow whose sampler has just run, and is therefore cached."""
-    files = server.files(server.run(workflow))
-    return pictures.load([path for path in files if path.suffix == ".png"])
-
-
-def report_of(server: ComfyServer, run: Run) -> dict[str, Any]:
-    """What the workers did in a run."""
-    reports = server.get("/asyncdiff/report")["runs"]
-    found = [report for report in reports if report["prompt_id"] == run.prompt_id]
-    if not found:
-        raise ComfyServerError(f"no report of prompt {run.prompt_id}")
-    return found[-1]
+    return Distributed(setting, plan, sampled, exact)
 
 
 # Results
 
 
-def tensor_bytes(path: Path, prefix: str) -> int:
-    """The size of those tensors in a safetensors file whose names begin with `prefix`."""
+def figures(
+    run: Distributed, stock: Sampled, whole_machine: Run, scenes: Sequence[Scene]
+) -> dict[str, Any]:
+    """A run's entry in `report.json`."""
+    ours, report = run.sampled, run.sampled.fastest.report
+    assert report is not None and ours.cold.report is not None
+    psnr = pictures.psnr(stock.images, ours.images)
+    difference = (run.exact.latent - stock.last.latent).abs().max().item()
+    workers = report["workers"]
+    # Two conds, cond and uncond; units of equal cost, as a transformer's blocks are.
+    workload = {"num_conds": 2, "steps": STEPS, "warm_up": DEFAULT_WARM_UP}
+    costs = [1.0] * workers[0]["num_units"]
+    return {
+        "setting": run.setting.title,
+        "model": report["model"],
+        "steps": STEPS,
+        "warm_up": DEFAULT_WARM_UP,
+        "stages": run.plan.stages,
+        "stride": run.plan.stride,
+        "workers": len(workers),
+        "devices": list(run.plan.devices),
+        "cpu_count": num_cores(),
+        "crowding": crowding(run.plan.devices),
+        "stock_seconds": stock.fastest.seconds,
+        "stock_whole_machine_seconds": whole_machine.seconds,
+        "asyncdiff_seconds": ours.fastest.seconds,
+        "speedup": stock.fastest.seconds / ours.fastest.seconds,
+        "ideal_speedup": predicted_speedup(run.plan, **workload, costs=costs),
+        "step_seconds_after_warm_up": step_seconds_after_warm_up(report),
+        "slowest_stage_busy_seconds": slowest_stage_busy_seconds(report),
+        "accuracy": share(shown(ours, scenes)),
+        "stock_accuracy": share(shown(stock, scenes)),
+        "psnr_db": psnr if math.isfinite(psnr) else None,  # JSON knows no infinity
+        "max_abs_diff_full_warm_up": difference,
+        "weight_bytes_per_worker": [worker["weight_bytes"] for worker in workers],
+        "resident_bytes_per_worker": [worker["resident_bytes"] for worker in workers],
+        "model_weight_bytes": tensor_bytes(shapes.DIFFUSION_MODELS / shapes.DIFFUSION_MODEL),
+        "seconds_to_first_step_cold": ours.cold.report["seconds_to_first_step"],
+        "seconds_to_first_step_warm": report["seconds_to_first_step"],
+        "latent_shape": list(stock.last.latent.shape),
+    }
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def crowding(devices: Sequence[str]) -> str | None:
+    """Why a plan cannot be as fast as it should on these devices; None if nothing is known."""
+    gpus = [device for device in devices if device != "cpu"]
+    for workers, places, kind in (
+        (len(devices) - len(gpus), num_cores(), "core"),
+        (len(gpus), len(set(gpus)), "GPU"),
+    ):
+        if workers > places:
+            shared = f"{places} {kind}" + ("s" if places > 1 else "")
+            return f"{workers} workers share {shared}: the full speed-up cannot show here"
+    return None
+
+
+def shown(sampled: Sampled, scenes: Sequence[Scene]) -> list[bool]:
+    """Whether each picture shows what its prompt asks for."""
+    return [
+        checker.read(np.asarray(image) / 255).shows(scene)
+        for image, scene in zip(sampled.images, scenes, strict=True)
+    ]
+
+
+def share(which: Sequence[bool]) -> float:
+    return sum(which) / len(which)
+
+
+def tensor_bytes(path: Path) -> int:
+    """The size of the tensors in a safetensors file."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    ranges = (
-        entry["data_offsets"]
-        for name, entry in header.items()
-        if name.startswith(prefix) and name != "__metadata__"
-    )
-    return sum(end - begin for begin, end in ranges)
+        header = int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - 8 - header
 
 
-def save_pictures(out: Path, name: str, frames: list[Image.Image]) -> None:
-    """A still picture; a video as a strip of its frames and, to watch, as a WebP."""
-    pictures.strip(frames).save(out / f"{name}.png")
-    if len(frames) > 1:
-        frames[0].save(
-            out / f"{name}.webp", save_all=True, append_images=frames[1:], duration=125, loop=0
-        )
+def write(
+    out: Path,
+    scenes: Sequence[Scene],
+    stock: Sampled,
+    runs: Sequence[Distributed],
+    results: Sequence[dict[str, Any]],
+) -> None:
+    """Write the files of all results."""
+    sampled = {"stock": stock, **{run.setting.name: run.sampled for run in runs}}
+    right = {name: shown(one, scenes) for name, one in sampled.items()}
+    prompts = [
+        {"prompt": scene.prompt, **{name: each[index] for name, each in right.items()}}
+        for index, scene in enumerate(scenes)
+    ]
+    report = {"prompts": prompts, "runs": results}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+
+    captions = [stock_caption(results[0]), *map(caption, results)]
+    panels = []
+    for (name, one), lines in zip(sampled.items(), captions, strict=True):
+        grid = pictures.grid(one.images, COLUMNS, [not each for each in right[name]])
+        grid.save(out / f"{name}.png")
+        panels.append(pictures.Panel(grid, lines))
+    pictures.side_by_side(
+        "The demonstration's model, on prompts that it was not trained with: "
+        f"{STEPS} steps, warm-up {DEFAULT_WARM_UP}",
+        panels,
+        "The prompts, in the places of their pictures; a picture that does not show its prompt has "
+        "a red frame",
+        [scene.prompt for scene in scenes],
+        COLUMNS,
+    ).save(out / "comparison.png")
+    for run in runs:
+        draw_timeline(run.sampled.fastest.report).save(out / f"{run.setting.name}-timeline.png")
 
 
-def comparison(
-    subject: Subject,
-    result: dict[str, Any],
-    stock_frames: list[Image.Image],
-    frames: list[Image.Image],
-) -> Image.Image:
-    """Stock, AsyncDiff and what lies between them, with the figures."""
-    stock, fast = pictures.strip(stock_frames), pictures.strip(frames)
-    difference, factor = pictures.difference(stock, fast)
+def stock_caption(result: dict[str, Any]) -> list[str]:
+    return [
+        "Stock ComfyUI",
+        f"{result['stock_seconds']:.1f} s with one worker's share of the machine",
+        f"{result['stock_whole_machine_seconds']:.1f} s with the whole machine",
+        right_in_words(result["stock_accuracy"]),
+    ]
+
+
+def caption(result: dict[str, Any]) -> list[str]:
     psnr = "no difference" if result["psnr_db"] is None else f"PSNR {result['psnr_db']:.1f} dB"
-    remaining = result["max_abs_diff_full_warm_up"]
-    remaining = f"{remaining:g} in the latent" if remaining else "none at all"
-    panels = (
-        pictures.Panel(
-            stock,
-            (
-                "Stock ComfyUI",
-                f"{result['stock_seconds']:.1f} s with one worker's share",
-                f"{result['stock_whole_machine_seconds']:.1f} s with the whole machine",
-            ),
-        ),
-        pictures.Panel(
-            fast,
-            (
-                f"AsyncDiff, {result['workers']} workers",
-                f"{result['asyncdiff_seconds']:.1f} s on {', '.join(result['devices'])}",
-                f"{result['speedup']:.2f}x as fast as with one worker's share",
-            ),
-        ),
-        pictures.Panel(
-            difference,
-            (f"Difference x {factor}", psnr, f"with full warm-up: {remaining}"),
-        ),
-    )
-    title = f"{subject.title}: {result['steps']} steps, warm-up {result['warm_up']}"
-    return pictures.side_by_side(title, panels)
+    difference = result["max_abs_diff_full_warm_up"]
+    exact = f"up to {difference:g} in the latent" if difference else "no difference at all"
+    lines = [
+        f"AsyncDiff, {result['setting']}: {result['workers']} workers",
+        f"{result['asyncdiff_seconds']:.1f} s on {', '.join(result['devices'])}: "
+        f"{result['speedup']:.2f}x as fast as stock (ideal: {result['ideal_speedup']:.2f}x)",
+        f"{psnr} against stock; with full warm-up {exact}",
+        right_in_words(result["accuracy"]),
+    ]
+    if result["crowding"]:
+        lines.insert(2, result["crowding"])
+    return lines
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The main figures, a column per model."""
+def right_in_words(accuracy: float) -> str:
+    return f"{accuracy * NUM_PICTURES:.0f} of {NUM_PICTURES} pictures show what their prompts ask"
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The main figures, a column per setting."""
     lines = [
         [heading, *("-" if run[key] is None else form.format(run[key]) for run in results)]
         for heading, key, form in TABLE

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 import nodes as comfy_nodes
 
 from ..asyncdiff_core.host.distribute import ensure_distributed, with_schedule
-from ..asyncdiff_core.host.patcher import DEFAULT_WARM_UP
+from ..asyncdiff_core.schedule import DEFAULT_WARM_UP
 from .loaders import CATEGORY
 
 

@@ -15,10 +15,8 @@ import comfy.model_patcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..errors import UnsupportedPatchError
-from ..schedule import AsyncSchedule
+from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
 from .remote import RemoteModel
-
-DEFAULT_WARM_UP = 3
 
 
 class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):

@@ -32,6 +32,7 @@ from .patches import pack_patches, portable_options
 from .pool import POOL
 from .reports import record
 from .skeleton import make_remote
+from .stage_weights import spec_of
 
 log = get_logger("model")
 
@@ -60,12 +61,7 @@ class RemoteModel:
     def __init__(self, base_model: Any, loader: Loader, request: PlanRequest) -> None:
         model = base_model.diffusion_model
         trunk = Trunk.of(model, layout_of(model))
-        config = base_model.model_config
-        spec = {
-            "loader": (loader.function, loader.args, loader.index),
-            "dtype": config.unet_config.get("dtype"),
-            "manual_cast_dtype": config.manual_cast_dtype,
-        }
+        spec = spec_of(base_model, loader)
         units = tuple(unit.name for unit in trunk.units)
         require_units(len(units), min(plan.stages for plan in request.candidates()))
         self.source = ModelSource(type(model).__name__, self.builder, spec, units, trunk.skips)

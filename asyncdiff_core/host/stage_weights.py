@@ -27,12 +27,25 @@ from .patches import unpack_patches  # noqa: E402
 MIN_META_NUMEL = 2**16
 
 
+def spec_of(base_model: Any, loader: Loader) -> dict[str, Any]:
+    """What a worker needs to know to make its part of the model that `loader` loads.
+
+    `dtype` and `manual_cast_dtype` are as this process chose them, so that workers on unequal
+    devices compute alike.
+    """
+    config = base_model.model_config
+    return {
+        "loader": (loader.function, loader.args, loader.index),
+        "dtype": config.unet_config.get("dtype"),
+        "manual_cast_dtype": config.manual_cast_dtype,
+    }
+
+
 class ComfyStageModel:
     """worker.StageModel for ComfyUI's models.
 
     Args:
-        spec: `loader` (function, args, index), `dtype` and `manual_cast_dtype` as the ComfyUI
-            process chose them, so that workers on unequal devices compute alike.
+        spec: see `spec_of`.
         device: where the stage computes.
     """
 

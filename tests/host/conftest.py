@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from demo import shapes
 from demo.comfy_server import ComfyServer
 
 from .lab import write_models
@@ -28,7 +29,8 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     a CPU result depend on the number of threads, and a worker has no more.
     """
     base_dir = tmp_path_factory.mktemp("comfyui")
-    with ComfyServer(comfyui_path, base_dir, env={"OMP_NUM_THREADS": "1"}) as running:
+    env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK]
+    with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         yield running
 
 

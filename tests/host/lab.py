@@ -9,33 +9,52 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from demo import checkpoints, graphs
+from demo import graphs
 from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node, without
+from demo.graphs import Workflow, node
 
-SD15, WAN, SD3 = "tiny-sd15.safetensors", "tiny-wan.safetensors", "tiny-sd3.safetensors"
-LORAS = {"sd15": "tiny-sd15-lora.safetensors", "wan": "tiny-wan-lora.safetensors"}
+from . import checkpoints
+
 KINDS = ("sd15", "sd3", "wan")
+EMPTY = {
+    "sd15": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+    "sd3": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+    "wan": node("EmptyHunyuanLatentVideo", width=96, height=96, length=5, batch_size=1),
+}
+PROMPT = "a harbour in the morning mist, boats, soft light"
+NEGATIVE_PROMPT = "blurry, text"
 
 
-def write_models(models: Path) -> None:
-    """The small models of these tests, in a server's models folder."""
-    checkpoints.write_sd15(models / "checkpoints" / SD15, size="tiny")
-    checkpoints.write_wan(models / "diffusion_models" / WAN, size="tiny")
-    checkpoints.write_sd3(models / "diffusion_models" / SD3)
-    for model, name in LORAS.items():
-        checkpoints.write_lora(models / "loras" / name, model=model, size="tiny")
+def write_models(models: Path, name: str = "tiny") -> None:
+    """The small models of these tests, in a server's models folder.
+
+    Their files are called `name`-sd15.safetensors and so on.
+    """
+    checkpoints.write_sd15(models / "checkpoints" / f"{name}-sd15.safetensors")
+    checkpoints.write_sd3(models / "diffusion_models" / f"{name}-sd3.safetensors")
+    checkpoints.write_wan(models / "diffusion_models" / f"{name}-wan.safetensors")
+    for kind in ("sd15", "wan"):
+        checkpoints.write_lora(models / "loras" / f"{name}-{kind}-lora.safetensors", model=kind)
 
 
-def workflow(kind: str, **sampling: Any) -> Workflow:
-    """A stock workflow that ends with a saved latent."""
-    sampling = {"steps": 5, **sampling}
+def workflow(kind: str, name: str = "tiny", **sampling: Any) -> Workflow:
+    """A stock workflow that ends with a saved latent. The text encoder is always SD 1.5's."""
+    checkpoint = node("CheckpointLoaderSimple", ckpt_name=f"{name}-sd15.safetensors")
     if kind == "sd15":
-        return without(graphs.sd15(SD15, width=128, height=128, **sampling), "decode", "picture")
-    if kind == "sd3":
-        return graphs.sd3(SD3, SD15, width=128, height=128, **sampling)
-    flow = graphs.wan(WAN, SD15, "none", width=96, height=96, length=5, **sampling)
-    return without(flow, "vae", "decode", "picture")
+        loaders, clip = {"model": checkpoint}, ["model", 1]
+    else:
+        file = f"{name}-{kind}.safetensors"
+        model = node("UNETLoader", unet_name=file, weight_dtype="default")
+        loaders, clip = {"model": model, "text": checkpoint}, ["text", 1]
+    scheduler = "normal" if kind == "sd15" else "simple"
+    return {
+        **loaders,
+        "positive": node("CLIPTextEncode", clip=clip, text=PROMPT),
+        "negative": node("CLIPTextEncode", clip=clip, text=NEGATIVE_PROMPT),
+        "empty": EMPTY[kind],
+        "sampler": graphs.sampler(**{"steps": 5, "scheduler": scheduler, **sampling}),
+        "latent": node("SaveLatent", samples=["sampler", 0], filename_prefix=f"latents/{kind}"),
+    }
 
 
 def asyncdiff(flow: Workflow, workers: int = 2, warm_up: int = 1, **options: Any) -> Workflow:
@@ -44,17 +63,11 @@ def asyncdiff(flow: Workflow, workers: int = 2, warm_up: int = 1, **options: Any
     return graphs.asyncdiff(flow, devices=devices, warm_up=warm_up, **options)
 
 
-def with_lora(flow: Workflow, kind: str, strength: float = 1.0) -> Workflow:
+def with_lora(flow: Workflow, kind: str, strength: float = 1.0, name: str = "tiny") -> Workflow:
     """The workflow with a LoRA between its model and its sampler."""
-    lora = node(
-        "LoraLoaderModelOnly", model=["model", 0], lora_name=LORAS[kind], strength_model=strength
-    )
-    sampler = flow["sampler"]
-    return {
-        **flow,
-        "lora": lora,
-        "sampler": node(sampler["class_type"], **{**sampler["inputs"], "model": ["lora", 0]}),
-    }
+    file = f"{name}-{kind}-lora.safetensors"
+    lora = node("LoraLoaderModelOnly", model=["model", 0], lora_name=file, strength_model=strength)
+    return {**graphs.resampled(flow, model=["lora", 0]), "lora": lora}
 
 
 _runs = itertools.count()

@@ -176,6 +176,14 @@ def test_arguments_and_environment_reach_the_server(tmp_path: Path) -> None:
     assert log.count("--cpu") == 1
 
 
+def test_more_packs_are_linked_under_their_own_names(tmp_path: Path) -> None:
+    pack = tmp_path / "more"
+    pack.mkdir()
+    with fake_server(tmp_path, SERVING, more_packs=[pack]) as server:
+        links = {link.name: link.resolve() for link in (server.base_dir / "custom_nodes").iterdir()}
+    assert links == {"asyncdiff": REPO_ROOT, "more": pack}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
 def test_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
     fake_server(tmp_path, SERVING)

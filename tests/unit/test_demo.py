@@ -1,20 +1,31 @@
-"""What the demonstration is made of: twins of workflows, and comparing pictures."""
+"""What the demonstration is made of: twins of workflows, plans, comparing pictures."""
 
 import math
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from demo import graphs, pictures
+from demo import graphs, pictures, run
+
+PROMPTS = ["one red circle on blue", "two black squares on white"]
+
+
+def test_the_workflow_has_a_latent_for_each_prompt():
+    flow = graphs.shapes(PROMPTS, steps=4)
+    assert flow["positive"]["inputs"]["text"].splitlines() == PROMPTS
+    assert flow["negative"]["inputs"]["text"] == ""
+    assert flow["empty"]["inputs"]["batch_size"] == 2
+    assert flow["sampler"]["inputs"]["model"] == ["shifted", 0]
+    links = [v for one in flow.values() for v in one["inputs"].values() if isinstance(v, list)]
+    assert {name for name, _ in links} <= flow.keys()
 
 
 def test_a_twin_has_the_packs_loader_and_sampler_and_is_else_the_same():
-    stock = graphs.sd15("model.safetensors", steps=4)
+    stock = graphs.shapes(PROMPTS, steps=4)
     twin = graphs.asyncdiff(stock, devices="cpu,cpu", warm_up=2)
-    assert twin["model"]["class_type"] == "AsyncDiffCheckpointLoader"
+    assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"
     assert twin["model"]["inputs"] == {
-        "ckpt_name": "model.safetensors",
+        **stock["model"]["inputs"],
         "devices": "cpu,cpu",
         "stages": 0,
         "replicas": 0,
@@ -28,21 +39,60 @@ def test_a_twin_has_the_packs_loader_and_sampler_and_is_else_the_same():
     }
     others = stock.keys() - {"model", "sampler"}
     assert all(twin[name] == stock[name] for name in others)
-    assert stock["model"]["class_type"] == "CheckpointLoaderSimple"  # left as it was
+    assert stock["model"]["class_type"] == "UNETLoader"  # left as it was
 
 
 def test_only_the_loader_of_the_sampled_model_is_replaced():
-    twin = graphs.asyncdiff(graphs.wan("wan.safetensors", "text.safetensors", "vae.safetensors"))
-    assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"
-    assert twin["text"]["class_type"] == "CheckpointLoaderSimple"
-
-
-def test_the_loader_is_found_behind_a_lora():
-    stock = graphs.resampled(graphs.sd15("model.safetensors"), model=["lora", 0])
-    stock["lora"] = graphs.node("LoraLoaderModelOnly", model=["model", 0])
+    stock = graphs.shapes(PROMPTS)
+    stock["text"] = graphs.node("CheckpointLoaderSimple", ckpt_name="text.safetensors")
     twin = graphs.asyncdiff(stock)
-    assert twin["model"]["class_type"] == "AsyncDiffCheckpointLoader"
-    assert twin["lora"] == stock["lora"]
+    assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"
+    assert twin["text"] == stock["text"]
+
+
+def test_the_loader_is_found_behind_several_nodes():
+    stock = graphs.resampled(graphs.shapes(PROMPTS), model=["lora", 0])
+    stock["lora"] = graphs.node("LoraLoaderModelOnly", model=["shifted", 0])
+    twin = graphs.asyncdiff(stock)
+    assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"
+    assert twin["lora"] == stock["lora"] and twin["shifted"] == stock["shifted"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "first", "second"),
+    [
+        (["cpu"], "cpu,cpu", "cpu,cpu,cpu"),
+        (["cuda:0", "cuda:1"], "cuda:0,cuda:1", "cuda:0,cuda:1,cuda:0"),
+        (["a", "b", "c", "d"], "a,b", "a,b,c"),
+    ],
+)
+def test_devices_are_taken_in_turn(devices, first, second):
+    plans = [",".join(setting.plan(devices).devices) for setting in run.SETTINGS]
+    assert plans == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("devices", "found"),
+    [
+        ("cpu,cpu", None),
+        ("cpu,cpu,cpu", "3 workers share 2 cores"),
+        ("cuda:0,cuda:1", None),
+        ("cuda:0,cuda:0", "2 workers share 1 GPU:"),
+        ("cuda:0,cuda:1,cuda:0", "3 workers share 2 GPUs"),
+        ("cuda:0,cpu", None),
+    ],
+)
+def test_workers_that_share_a_processor_are_told(devices, found, monkeypatch):
+    monkeypatch.setattr(run, "num_cores", lambda: 2)
+    told = run.crowding(devices.split(","))
+    assert told is None if found is None else told.startswith(found)
+
+
+def test_a_figure_that_is_missing_is_a_dash():
+    figures = dict.fromkeys((key for _, key, _ in run.TABLE), 1.0)
+    lines = run.table([{**figures, "setting": "N=2"}, {**figures, "psnr_db": None}]).splitlines()
+    assert lines[0].split()[-2:] == ["N=2", "1.0"]
+    assert [line.split()[-1] for line in lines if line.startswith("PSNR")] == ["-"]
 
 
 def picture(value: int, size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -58,24 +108,22 @@ def test_psnr():
     )
 
 
-@pytest.mark.parametrize(("apart", "factor"), [(0, 32), (5, 32), (10, 16), (100, 2), (200, 1)])
-def test_a_difference_is_made_as_bright_as_fits(apart, factor):
-    image, found = pictures.difference(picture(20), picture(20 + apart))
-    assert found == factor
-    assert np.asarray(image).max() == apart * factor
+def test_a_grid_frames_what_is_marked():
+    values = [10, 20, 30, 40, 50, 60]
+    sheet = pictures.grid([picture(v) for v in values], 3, [v == 50 for v in values])
+    pitch, frame = 8 * pictures.ENLARGED + pictures.FRAME, pictures.FRAME
+    assert sheet.size == (3 * pitch + frame, 2 * pitch + frame)
+    for index, value in enumerate(values):
+        x, y = (place * pitch + frame for place in (index % 3, index // 3))
+        assert sheet.getpixel((x, y)) == sheet.getpixel((x + pitch - frame - 1, y)) == (value,) * 3
+        is_marked = sheet.getpixel((x + 2, y - 1)) == (0xD2, 0x32, 0x2D)
+        assert is_marked == (value == 50)
 
 
-@pytest.mark.parametrize(("frames", "shown"), [(1, [0]), (3, [0, 1, 2]), (13, [0, 4, 8, 12])])
-def test_a_strip_spans_the_whole_video(frames, shown):
-    image = pictures.strip([picture(value) for value in range(frames)])
-    assert image.size == (8 * len(shown), 8)
-    assert [image.getpixel((8 * place, 0))[0] for place in range(len(shown))] == shown
-
-
-def test_strips_stand_below_each_other_and_pictures_side_by_side():
-    still = [pictures.Panel(picture(0, (320, 320)), ("caption", "line"))] * 3
-    wide = [pictures.Panel(picture(0, (960, 240)), ("caption", "line"))] * 3
-    width, height = pictures.side_by_side("title", still).size
-    assert width > 3 * 320 and height < 2 * 320
-    width, height = pictures.side_by_side("title", wide).size
-    assert width < 2 * 960 and height > 3 * 240
+def test_panels_stand_side_by_side_and_their_texts_below():
+    panels = [pictures.Panel(picture(0, (320, 320)), ("caption", "line"))] * 3
+    texts = [f"text {index}" for index in range(8)]
+    width, height = pictures.side_by_side("title", panels, "heading", texts, 4).size
+    assert 3 * 320 < width < 4 * 320
+    _, taller = pictures.side_by_side("title", panels, "heading", texts * 2, 4).size
+    assert taller == height + 2 * pictures.LINE_HEIGHT

@@ -77,6 +77,17 @@ def test_a_step_lasts_as_long_as_the_slowest_stage(report):
     assert slowest_stage_busy_seconds(report) == 3
 
 
+def test_the_steps_of_a_round_share_its_time(report):
+    """A stride of 2: rounds of 3 s, each for two steps, of which the first stage computes 2 s."""
+    report["plan"]["stride"] = 2
+    ends = ((0, "sync", 5), (1, "async", 8), (2, "async", 8), (3, "async", 11), (4, "async", 11))
+    report["evaluations"] = [evaluation(i, mode, end - 3, end) for i, mode, end in ends]
+    assert step_seconds_after_warm_up(report) == 1.5
+    assert slowest_stage_busy_seconds(report) == 1.5
+    report["refused_stride"] = True
+    assert slowest_stage_busy_seconds(report) == 3
+
+
 def test_the_step_that_fills_the_pipeline_does_not_count(report):
     report["evaluations"][1]["end"] += 1.5  # the first asynchronous one
     report["evaluations"] = report["evaluations"][:3]

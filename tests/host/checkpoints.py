@@ -1,12 +1,11 @@
 """Small checkpoints with random weights, in the formats ComfyUI's own loaders read.
 
-Random, but made to behave like trained models where it matters for a demonstration:
+Random, but made to behave like trained models where it matters for tests and for benchmarks:
 
 - every layer takes part, the ones that training starts from zero included;
 - activations keep a size of order one through the whole depth;
 - the model's input reaches its output on a direct path, as in a trained denoiser, where most of
-  the prediction is the noise itself, so that sampling neither explodes nor goes flat;
-- the decoders use smooth kernels, so that a picture shows shapes instead of static.
+  the prediction is the noise itself, so that sampling neither explodes nor goes flat.
 
 Everything is drawn from fixed seeds. A file is written only when it is missing or was made by
 another version of this module, and appears under its name only when it is complete.
@@ -17,32 +16,21 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-Size = Literal["demo", "tiny"]
 
 TEXT_WIDTH = 768  # CLIP-L, the text encoder inside the SD 1.5 checkpoint; all models here read it
 
 # ComfyUI recognises SD 1.5 by 320 model channels and a context of 768; levels and blocks are free.
 UNET_CHANNELS = 320
 # Per level: (channel multiplier, transformer depth).
-UNET_LEVELS = {"demo": ((1, 0), (1, 1), (1, 1)), "tiny": ((1, 0), (1, 1))}
+TWO_LEVELS, THREE_LEVELS = ((1, 0), (1, 1)), ((1, 0), (1, 1), (1, 1))
 
-
-class WanSize(NamedTuple):
-    """The size of a video transformer; ``width / num_heads`` must be even, for its positions."""
-
-    width: int
-    feed_forward: int
-    num_heads: int
-    num_blocks: int
-
-
-WAN_SIZES = {"demo": WanSize(128, 512, 4, 12), "tiny": WanSize(96, 192, 2, 12)}
+# The video transformer; its width per head must be even, for its positions.
+WAN_WIDTH, WAN_FEED_FORWARD, WAN_HEADS, WAN_BLOCKS = 96, 192, 2, 12
 
 PATCH_VALUES = 16 * 2 * 2  # a transformer's token: 16 latent channels of 2x2 pixels
 
@@ -50,13 +38,6 @@ PATCH_VALUES = 16 * 2 * 2  # a transformer's token: 16 latent channels of 2x2 pi
 BRANCH_GAIN = 0.5
 # How much a transformer's own channels add to the prediction, beside the patches carried through.
 HEAD_GAIN = 0.5
-
-# The decoders: kernels in space, the gain that makes up for a ReLU, and the colours.
-BLUR, POINT = (0.25, 0.5, 0.25), (0.0, 1.0, 0.0)
-RELU_GAIN = 2**0.5
-CONTRAST = 0.2
-TAESD_COLOURS = ((-0.13, 0.32), (3.35, 1.13), (-1.60, 0.53))
-TAEHV_COLOURS = ((-0.22, 0.33), (0.56, 0.24), (0.14, 0.27))
 
 # The layers that a LoRA here changes, by the end of their names.
 LORA_LAYERS = (
@@ -101,25 +82,6 @@ class StateDict(dict[str, torch.Tensor]):
         if bias:
             self[f"{name}.bias"] = torch.zeros(outputs)
 
-    def mix(
-        self,
-        name: str,
-        outputs: int,
-        inputs: int,
-        taps: tuple[float, float, float],
-        *,
-        gain: float = 1.0,
-        bias: bool = True,
-    ) -> None:
-        """A 3x3 convolution that mixes channels at random, with the same kernel in space for all.
-
-        Its kernel is the outer product of ``taps`` with themselves.
-        """
-        self.normal(f"{name}.weight", (outputs, inputs, 1, 1), gain / inputs**0.5)
-        self[f"{name}.weight"] = self[f"{name}.weight"] * torch.outer(*[torch.tensor(taps)] * 2)
-        if bias:
-            self[f"{name}.bias"] = torch.zeros(outputs)
-
     def norm(self, name: str, width: int, *, bias: bool = True) -> None:
         self[f"{name}.weight"] = torch.ones(width)
         if bias:
@@ -129,7 +91,7 @@ class StateDict(dict[str, torch.Tensor]):
 # Stable Diffusion 1.5
 
 
-def write_sd15(path: Path, *, size: Size = "demo") -> Path:
+def write_sd15(path: Path, *, levels: tuple[tuple[int, int], ...] = TWO_LEVELS) -> Path:
     """Write an SD-1.5-type checkpoint for CheckpointLoaderSimple: UNet, CLIP-L and a TAESD.
 
     The text encoder's shape is fixed in ComfyUI, hence 235 MiB of the file, in fp16; the UNet is
@@ -138,12 +100,12 @@ def write_sd15(path: Path, *, size: Size = "demo") -> Path:
 
     def make() -> dict[str, torch.Tensor]:
         return {
-            **_prefixed("model.diffusion_model.", unet(UNET_LEVELS[size])),
+            **_prefixed("model.diffusion_model.", unet(levels)),
             **_prefixed("cond_stage_model.transformer.text_model.", _cast(clip(), torch.float16)),
             **_prefixed("first_stage_model.", taesd()),
         }
 
-    return _write(path, make, size)
+    return _write(path, make, levels)
 
 
 def unet(levels: tuple[tuple[int, int], ...]) -> StateDict:
@@ -255,11 +217,7 @@ def clip() -> StateDict:
 
 
 def taesd() -> StateDict:
-    """TAESD, Stable Diffusion's tiny autoencoder.
-
-    Its decoder blurs at the latent's resolution and in between two resolutions, and works on
-    single points elsewhere: smooth fields, turned into colours by a random function.
-    """
+    """TAESD, Stable Diffusion's tiny autoencoder."""
     width, weights = 64, StateDict(3)
 
     weights.conv("taesd_encoder.0", width, 3)
@@ -270,64 +228,42 @@ def taesd() -> StateDict:
         weights.conv(f"taesd_encoder.{index}", width, width, bias=False)
     weights.conv("taesd_encoder.14", 4, width)
 
-    weights.mix("taesd_decoder.1", width, 4, BLUR)
+    weights.conv("taesd_decoder.1", width, 4)
     for index in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
-        taps = BLUR if index < 6 else POINT
-        _decoder_block(weights, f"taesd_decoder.{index}", width, width, taps)
+        for layer in (0, 2, 4):
+            weights.conv(f"taesd_decoder.{index}.conv.{layer}", width, width)
     for index in (7, 12, 17):
-        weights.mix(f"taesd_decoder.{index}", width, width, BLUR, bias=False)
-    _to_colours(weights, "taesd_decoder.19", width, TAESD_COLOURS)
+        weights.conv(f"taesd_decoder.{index}", width, width, bias=False)
+    weights.conv("taesd_decoder.19", 3, width)
 
     weights["vae_scale"] = torch.tensor(0.18215)
     weights["vae_shift"] = torch.tensor(0.0)
     return weights
 
 
-def _decoder_block(
-    weights: StateDict, name: str, width: int, inputs: int, taps: tuple[float, float, float]
-) -> None:
-    weights.mix(f"{name}.conv.0", width, inputs, taps, gain=RELU_GAIN)
-    weights.mix(f"{name}.conv.2", width, width, taps, gain=RELU_GAIN)
-    weights.mix(f"{name}.conv.4", width, width, taps)
-
-
-def _to_colours(
-    weights: StateDict, name: str, width: int, measured: tuple[tuple[float, float], ...]
-) -> None:
-    """A decoder's last layer: red, green and blue around the middle grey.
-
-    ``measured`` gives per colour the mean and the standard deviation that it would have otherwise.
-    """
-    weights.mix(name, 3, width, POINT)
-    for colour, (mean, deviation) in enumerate(measured):
-        weights[f"{name}.weight"][colour] *= CONTRAST / deviation
-        weights[f"{name}.bias"][colour] = 0.5 - mean * CONTRAST / deviation
-
-
 # Wan 2.1
 
 
-def write_wan(path: Path, *, size: Size = "demo") -> Path:
+def write_wan(path: Path) -> Path:
     """Write a Wan 2.1 text-to-video diffusion model for UNETLoader, in fp32.
 
     Its text is CLIP-L's: the metadata's ``config`` tells ComfyUI the fields that it would
     otherwise take from the full-size model.
     """
-    config = {"text_dim": TEXT_WIDTH, "num_heads": WAN_SIZES[size].num_heads}
-    metadata = json.dumps({"transformer": config})
-    return _write(path, lambda: wan(WAN_SIZES[size]), size, config=metadata)
+    config = {"transformer": {"text_dim": TEXT_WIDTH, "num_heads": WAN_HEADS}}
+    return _write(path, wan, config=json.dumps(config))
 
 
-def wan(size: WanSize) -> StateDict:
+def wan() -> StateDict:
     """The video transformer's state dict."""
-    width, feed_forward, weights = size.width, size.feed_forward, StateDict(4)
+    width, weights = WAN_WIDTH, StateDict(4)
     weights.conv("patch_embedding", width, 16, (1, 2, 2))
     weights.linear("text_embedding.0", width, TEXT_WIDTH)
     weights.linear("text_embedding.2", width, width)
     weights.linear("time_embedding.0", width, 256)
     weights.linear("time_embedding.2", width, width)
     weights.linear("time_projection.1", 6 * width, width, gain=BRANCH_GAIN)
-    for index in range(size.num_blocks):
+    for index in range(WAN_BLOCKS):
         block = f"blocks.{index}"
         weights.normal(f"{block}.modulation", (1, 6, width), BRANCH_GAIN)
         for attention in ("self_attn", "cross_attn"):
@@ -337,8 +273,8 @@ def wan(size: WanSize) -> StateDict:
             weights.norm(f"{block}.{attention}.norm_q", width, bias=False)
             weights.norm(f"{block}.{attention}.norm_k", width, bias=False)
         weights.norm(f"{block}.norm3", width)
-        weights.linear(f"{block}.ffn.0", feed_forward, width)
-        weights.linear(f"{block}.ffn.2", width, feed_forward, gain=BRANCH_GAIN)
+        weights.linear(f"{block}.ffn.0", WAN_FEED_FORWARD, width)
+        weights.linear(f"{block}.ffn.2", width, WAN_FEED_FORWARD, gain=BRANCH_GAIN)
     weights.normal("head.modulation", (1, 2, width), 0.1)
     weights.linear("head.head", PATCH_VALUES, width)
     _carry_patches(weights, "patch_embedding", "head.head")
@@ -396,58 +332,16 @@ def _carry_patches(weights: StateDict, embedding: str, head: str) -> None:
     last[:, :PATCH_VALUES] = values.view(16, 4, PATCH_VALUES).transpose(0, 1).flatten(0, 1)
 
 
-# Video autoencoder
-
-
-def write_video_vae(path: Path) -> Path:
-    """Write a TAEHV, the tiny autoencoder for Wan's latents, for VAELoader, in bf16.
-
-    Not fp16: ComfyUI tells the Wan kind from the otherwise equal Hunyuan kind by that.
-    """
-    return _write(path, lambda: _cast(taehv(), torch.bfloat16))
-
-
-def taehv() -> StateDict:
-    """The video autoencoder's state dict. Its decoder is built as ``taesd``'s."""
-    width, weights = 64, StateDict(6)
-
-    weights.conv("encoder.0", width, 3)
-    for start, stride in ((2, 2), (7, 2), (12, 1)):
-        weights.conv(f"encoder.{start}.conv", width, stride * width, (1, 1), bias=False)
-        weights.conv(f"encoder.{start + 1}", width, width, bias=False)
-        for index in range(start + 2, start + 5):
-            for layer, inputs in ((0, 2 * width), (2, width), (4, width)):
-                weights.conv(f"encoder.{index}.conv.{layer}", width, inputs)
-    weights.conv("encoder.17", 16, width)
-
-    weights.mix("decoder.1", 256, 16, BLUR)
-    for start, width, outputs, stride in ((3, 256, 128, 1), (9, 128, 64, 2), (15, 64, 64, 2)):
-        for index in range(start, start + 3):
-            taps = BLUR if index < 6 else POINT
-            _decoder_block(weights, f"decoder.{index}", width, 2 * width, taps)
-        # Where time is upsampled, a frame is repeated; its neighbours blend in the blocks above.
-        repeat = torch.eye(width).repeat(stride, 1)
-        weights[f"decoder.{start + 4}.conv.weight"] = repeat[:, :, None, None]
-        weights.mix(f"decoder.{start + 5}", outputs, width, BLUR, bias=False)
-    _to_colours(weights, "decoder.22", 64, TAEHV_COLOURS)
-    return weights
-
-
 # LoRA
 
 
-def write_lora(path: Path, *, model: Literal["sd15", "wan"], size: Size = "demo") -> Path:
-    """Write a LoRA in the kohya format for a model that this module writes with the same size.
+def write_lora(path: Path, *, model: Literal["sd15", "wan"]) -> Path:
+    """Write a LoRA in the kohya format for the model that `write_sd15` or `write_wan` writes.
 
     It touches attention, feed-forward and, in the UNet, convolutions, in every block, and changes
     each weight by about a quarter of its size.
     """
-
-    def make() -> dict[str, torch.Tensor]:
-        base = unet(UNET_LEVELS[size]) if model == "sd15" else wan(WAN_SIZES[size])
-        return lora(base)
-
-    return _write(path, make, model, size)
+    return _write(path, lambda: lora(unet(TWO_LEVELS) if model == "sd15" else wan()), model)
 
 
 def lora(base: dict[str, torch.Tensor], rank: int = 4) -> StateDict:
