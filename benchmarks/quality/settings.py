@@ -7,6 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from asyncdiff_core.schedule import DEFAULT_WARM_UP
+
+WARM_UPS = (1, 2, 3, 5, 9)
+
 FORM = re.compile(
     r"N(?P<stages>\d+) S(?P<stride>\d+)( R(?P<replicas>\d+))? w(?P<warm_up>\d+)(?P<shift> shift)?"
     r"(?P<reference> reference)?|(?P<steps>\d+) steps"
@@ -88,12 +92,14 @@ class Setting:
 
 
 def default_settings() -> list[Setting]:
-    """Every plan of up to four devices over a range of warm-ups, and some of more devices."""
-    plans = ((2, 1), (3, 1), (4, 1), (2, 2), (3, 2))
-    settings = [Setting(n, s, warm_up=w) for n, s in plans for w in (1, 2, 3, 5, 9)]
-    settings += [Setting(n, s, warm_up=3, time_shift=True) for n, s in ((3, 1), (3, 2))]
+    """Plans of two to four devices, the paper's over a range of warm-ups."""
+    settings = [Setting(n, s, warm_up=w) for n, s in ((2, 1), (3, 1), (3, 2)) for w in WARM_UPS]
+    settings += [Setting(n, s, warm_up=DEFAULT_WARM_UP) for n, s in ((4, 1), (2, 2))]
+    settings += [
+        Setting(n, s, warm_up=DEFAULT_WARM_UP, time_shift=True) for n, s in ((3, 1), (3, 2))
+    ]
     settings += [Setting(3, 2, warm_up=w, is_reference=True) for w in (2, 4)]
-    return settings + [Setting(replicas=2), Setting(2, replicas=2, warm_up=3)]
+    return settings + [Setting(replicas=2), Setting(2, replicas=2, warm_up=DEFAULT_WARM_UP)]
 
 
 def with_baselines(settings: Sequence[Setting], steps: int, num_conds: int) -> list[Setting]:

@@ -15,17 +15,29 @@ from demo.comfy_server import REPO_ROOT
 FOLDER = Path(__file__).parent / "own_process"
 
 
-@pytest.mark.timeout(900)
-def test_reduced_sdxl(comfyui_path: Path) -> None:
-    """SDXL's UNet: N = 2, 3, 4, batched and unbatched CFG, group against oracle and stock."""
+def run(script: str, *arguments: Path, timeout: float) -> dict[str, bool]:
+    """What the script compared, and whether it held."""
     done = subprocess.run(
-        [sys.executable, FOLDER / "sdxl_parity.py", comfyui_path, REPO_ROOT],
+        [sys.executable, FOLDER / script, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER)},
         capture_output=True,
         text=True,
-        timeout=850,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    held = json.loads(done.stdout.splitlines()[-1])
+    held: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
+    return held
+
+
+@pytest.mark.timeout(900)
+def test_reduced_sdxl(comfyui_path: Path) -> None:
+    """SDXL's UNet: N = 2, 3, 4, batched and unbatched CFG, group against oracle and stock."""
+    held = run("sdxl_parity.py", comfyui_path, REPO_ROOT, timeout=850)
     assert len(held) == 2 * (3 * 5) + 2 + 6 * 3 + 1
+    assert [name for name, value in held.items() if not value] == []
+
+
+def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) -> None:
+    held = run("short_training.py", comfyui_path, REPO_ROOT, tmp_path, timeout=280)
+    assert len(held) == 6
     assert [name for name, value in held.items() if not value] == []
