@@ -13,15 +13,18 @@ from .scenes import COLOURS, Scene
 NAMES = {value: name for name, value in COLOURS.items()}
 SPECK = 12  # pixels; a smaller patch is noise, not a shape
 BORDER = 1  # pixels of a drawn picture that no shape reaches
-# How far 95 % of a shape's points are from its centre at most, in radii of the circle of its area:
-# circle 0.97, square 1.05, triangle 1.23. Edges and corners that are off by a pixel hardly matter.
+# How far 95 % of a shape's points are from its centre at most, in standard deviations of the points
+# along its two main axes: circle 1.94, square 2.08, triangle 2.25. A stretch does not change it, and
+# edges and corners that are off by a pixel hardly do.
 QUANTILE = 0.95
-CIRCLE_BELOW, TRIANGLE_ABOVE = 1.0, 1.135
+CIRCLE_BELOW, TRIANGLE_ABOVE = 2.01, 2.16
+MOST_STRETCH = 1.5  # between the two axes; what is longer is none of the three
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A patch of the picture that is not background. `colour` is empty if it is of many."""
+    """A patch of the picture that is not background. `colour` is empty if it is of many,
+    `shape` if it is none of the three."""
 
     colour: str
     shape: str
@@ -73,9 +76,12 @@ def _main_colour(corners: np.ndarray) -> str:
 
 
 def _shape(mask: np.ndarray) -> str:
-    points = np.argwhere(mask)
-    distances = np.hypot(*(points - points.mean(0)).T)
-    spread = np.quantile(distances, QUANTILE) / (len(points) / np.pi) ** 0.5
+    points = np.argwhere(mask) - np.argwhere(mask).mean(0)
+    # Each pixel is a square, with a variance of its own.
+    variances, axes = np.linalg.eigh(points.T @ points / len(points) + np.eye(2) / 12)
+    if variances[1] > MOST_STRETCH**2 * variances[0]:
+        return ""
+    spread = np.quantile(np.hypot(*(points @ axes / np.sqrt(variances)).T), QUANTILE)
     if spread < CIRCLE_BELOW:
         return "circle"
     return "triangle" if spread > TRIANGLE_ABOVE else "square"
