@@ -14,8 +14,8 @@ NAMES = {value: name for name, value in COLOURS.items()}
 SPECK = 12  # pixels; a smaller patch is noise, not a shape
 BORDER = 1  # pixels of a drawn picture that no shape reaches
 # How far 95 % of a shape's points are from its centre at most, in standard deviations of the points
-# along its two main axes: circle 1.94, square 2.08, triangle 2.25. A stretch does not change it, and
-# edges and corners that are off by a pixel hardly do.
+# along its two main axes: circle 1.94, square 2.08, triangle 2.25. A stretch does not change it,
+# and edges and corners that are off by a pixel hardly do.
 QUANTILE = 0.95
 CIRCLE_BELOW, TRIANGLE_ABOVE = 2.01, 2.16
 MOST_STRETCH = 1.5  # between the two axes; what is longer is none of the three
