@@ -149,9 +149,13 @@ class Training:
                 group["lr"] = group["peak_lr"] * rate
             optimizer.step()
             optimizer.zero_grad()
+        self._average()
+        return loss.item()
+
+    @torch.no_grad()
+    def _average(self) -> None:
         keep = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.ema, list(self.model.parameters()), 1 - keep)
-        return loss.item()
 
     @torch.no_grad()
     def accuracy(self, steps: int = 20) -> float:
