@@ -56,6 +56,8 @@ TORCH = ("torch===2.13.0", "torchvision==0.28.0", "torchaudio==2.11.0")
 TOOLS = (  # the newest that Python 3.10 still gets
     "pytest==9.2.0",
     "pytest-timeout==2.4.0",
+    "pytest-xdist==3.8.0",
+    "playwright==1.65.2",  # drives a Chromium that is already there; it fetches none
     "hypothesis==6.168.5",
     "ruff==0.17.6",
     "mypy==2.4.1",
