@@ -3,8 +3,8 @@
     python3 dev.py python -m benchmarks.parity
 
 An SDXL of reduced width through ComfyUI's own classes: the plans (N, S, R) = (2,2,1), (3,2,1),
-(2,3,1), (1,1,2), (2,1,2), (2,2,2), with warm-up 1, 2, 3, euler and dpmpp_2m, 7 and 20 steps, denoise
-1 and 0.6; and what the tests compare besides. Prints what did not hold, and how many did.
+(2,3,1), (1,1,2), (2,1,2), (2,2,2), with warm-up 1, 2, 3, euler and dpmpp_2m, 7 and 20 steps,
+denoise 1 and 0.6; and what the tests compare besides. Prints what did not hold, and how many did.
 """
 
 from __future__ import annotations
