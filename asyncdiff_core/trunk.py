@@ -21,7 +21,8 @@ from .partition import Range
 class TrunkLayout:
     """Which attributes of an architecture form its trunk.
 
-    Every unit consumes the output of the one before it. The other fields name what else reaches a unit.
+    Every unit consumes the output of the one before it. The fields after `layers` name what else
+    reaches a unit.
 
     Attributes:
         blocks: the block lists, in the order in which a forward executes them; names may have

@@ -110,8 +110,10 @@ LAYOUTS = {
     "SCAILWanModel": _BLOCKS,
     "SCAIL2WanModel": _BLOCKS,
     "WanDancerModel": _BLOCKS,
-    "CausalWanModel": _BLOCKS,
 }
+
+# Parts outside the trunk that ComfyUI's conditioning code runs in its own process, before sampling.
+HOST_PARTS = {"Anima": ("llm_adapter",)}
 
 
 def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
@@ -127,6 +129,11 @@ def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
             f"It has layouts for {', '.join(LAYOUTS)}. Load the model with ComfyUI's own loader."
         )
     return LAYOUTS[name]
+
+
+def host_parts_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the submodules whose weights the ComfyUI process needs."""
+    return HOST_PARTS.get(type(diffusion_model).__name__, ())
 
 
 def entry_of(diffusion_model: torch.nn.Module) -> str:

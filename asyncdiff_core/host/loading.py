@@ -132,3 +132,28 @@ def deferred_weights(
         for name in ("unet_inital_load_device", "unet_offload_device"):
             replace(management, name, stay_on_cpu(getattr(management, name)))
         yield
+
+
+def copy_some_weights(
+    base_model: Any, copy_weights: Callable[[], Any], is_wanted: Callable[[str], bool]
+) -> None:
+    """Run `copy_weights` for the keys, relative to the diffusion model, that are wanted."""
+    config = base_model.model_config
+    convert = config.process_unet_state_dict
+    config.process_unet_state_dict = lambda sd: {
+        key: value for key, value in convert(sd).items() if is_wanted(key)
+    }
+    try:
+        copy_weights()
+    finally:
+        config.process_unet_state_dict = convert
+
+
+def materialise(model: torch.nn.Module) -> None:
+    """Real memory for the parameters that are still on meta."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = torch.nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False
+                )

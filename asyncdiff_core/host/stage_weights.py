@@ -19,7 +19,7 @@ from ..costs import measure_costs  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
-from .loading import Loader, deferred_weights  # noqa: E402
+from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .patches import unpack_patches  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
@@ -77,17 +77,9 @@ class ComfyStageModel:
             trunk = Trunk.of(model, layout_of(model))
             foreign = (*trunk.units[:start], *trunk.units[stop:])
             drop_parameters(unit.module for unit in foreign)
-            _materialise(model)
+            materialise(model)
             prefixes = tuple(f"{unit.name}." for unit in foreign)
-            config = base_model.model_config
-            convert = config.process_unet_state_dict
-            config.process_unet_state_dict = lambda sd: {
-                key: value for key, value in convert(sd).items() if not key.startswith(prefixes)
-            }
-            try:
-                copy_weights()
-            finally:
-                config.process_unet_state_dict = convert
+            copy_some_weights(base_model, copy_weights, lambda key: not key.startswith(prefixes))
 
         with deferred_weights(read, self._configure, MIN_META_NUMEL):
             patcher = self._loader.without_paging()
@@ -135,16 +127,6 @@ def _attention_on_meta() -> Iterator[None]:
         yield
     finally:
         management.get_free_memory = original
-
-
-def _materialise(model: torch.nn.Module) -> None:
-    """Real memory for the parameters that are still on meta."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                module._parameters[name] = torch.nn.Parameter(
-                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False
-                )
 
 
 def build(spec: dict[str, Any], device: torch.device) -> ComfyStageModel:

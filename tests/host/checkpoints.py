@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -244,13 +244,13 @@ def taesd() -> StateDict:
 # Wan 2.1
 
 
-def write_wan(path: Path) -> Path:
+def write_wan(path: Path, **fields: Any) -> Path:
     """Write a Wan 2.1 text-to-video diffusion model for UNETLoader, in fp32.
 
     Its text is CLIP-L's: the metadata's ``config`` tells ComfyUI the fields that it would
-    otherwise take from the full-size model.
+    otherwise take from the full-size model. ``fields`` are more of them.
     """
-    config = {"transformer": {"text_dim": TEXT_WIDTH, "num_heads": WAN_HEADS}}
+    config = {"transformer": {"text_dim": TEXT_WIDTH, "num_heads": WAN_HEADS, **fields}}
     return _write(path, wan, config=json.dumps(config))
 
 

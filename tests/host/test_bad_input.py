@@ -10,7 +10,7 @@ import torch
 from demo.comfy_server import ComfyServer, PromptFailed, PromptRejected
 from demo.graphs import Workflow, node, resampled
 
-from .lab import asyncdiff, latent, workflow, write_pixart
+from .lab import asyncdiff, latent, workflow, write_unsupported
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +82,12 @@ def test_truncated_checkpoint(lab: ComfyServer) -> None:
 
 def test_architecture_without_a_layout(lab: ComfyServer) -> None:
     """A checkpoint that ComfyUI loads and that this pack does not know how to cut."""
-    write_pixart(lab.models / "diffusion_models" / "pixart.safetensors")
-    flow = asyncdiff(workflow("sd3"))
-    inputs = {**flow["model"]["inputs"], "unet_name": "pixart.safetensors"}
+    flow = asyncdiff(workflow("wan"))
+    inputs = {**flow["model"]["inputs"], "unet_name": write_unsupported(lab.models)}
     flow["model"] = node("AsyncDiffDiffusionModelLoader", **inputs)
     error = failure(lab, flow)
     assert error.node_type == "AsyncDiffDiffusionModelLoader"
-    assert "PixArt" in error.exception_message and "no layout" in error.exception_message
+    assert "CausalWanModel" in error.exception_message and "no layout" in error.exception_message
 
 
 def test_warm_up_below_one(lab: ComfyServer) -> None:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from demo.comfy_server import REPO_ROOT
 
-FOLDER = Path(__file__).parent / "own_process"
-
-
-def run(script: str, *arguments: Path, timeout: float) -> dict[str, bool]:
-    """What the script compared, and whether it held."""
-    done = subprocess.run(
-        [sys.executable, FOLDER / script, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    held: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
-    return held
+from .processes import run
 
 
 @pytest.mark.timeout(900)

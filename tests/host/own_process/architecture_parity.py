@@ -1,4 +1,4 @@
-"""Run in a process of its own: stages of every architecture against ComfyUI's own forward, bit for bit.
+"""Run in a process of its own: stages of every architecture against its plain forward, bit by bit.
 
     python architecture_parity.py COMFYUI PACK [LABEL ..]
 
@@ -20,15 +20,15 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     comfy.options.enable_args_parsing()
     import torch
     from architectures import ARCHITECTURES, Architecture
+    from torch.utils import _pytree as pytree
 
     from asyncdiff_core.costs import parameter_costs
     from asyncdiff_core.host.layouts import entry_of, layout_of
     from asyncdiff_core.oracle import Oracle, _copy_inputs
-    from asyncdiff_core.partition import Range, links, partition
+    from asyncdiff_core.partition import Range, partition
     from asyncdiff_core.schedule import AsyncSchedule
     from asyncdiff_core.stage import StagedModel, copy_output
     from asyncdiff_core.trunk import Trunk
-    from torch.utils import _pytree as pytree
 
     torch.set_num_threads(1)
 
@@ -56,7 +56,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             return outputs
 
         held: dict[str, object] = {}
-        # One cut at a time, at every place: whatever a unit reads of earlier ones has to be in the links.
+        # At every place: whatever a unit reads of earlier ones has to be in the links.
         held["cut anywhere"] = all(
             same(run([(0, cut), (cut, num_units)], 1, 1), plain[:1]) for cut in range(1, num_units)
         )
@@ -68,7 +68,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         return {"class": type(model).__name__, "units": num_units, "held": held}
 
     def by_hand(staged: StagedModel, ranges: list[Range], inputs: list) -> list[object]:
-        """The asynchronous evaluations as the algorithm writes them, with every output of every unit kept.
+        """The evaluations as the algorithm writes them, with every output of every unit kept.
 
         Stage k of evaluation i takes from the stages before it what they made in evaluation i-1.
         """

@@ -1,7 +1,7 @@
 """Tiny random models of every architecture that has a layout, in ComfyUI's own classes.
 
-Each entry of `ARCHITECTURES` gives the class, a small configuration, and the inputs of one evaluation, with odd
-sizes where the model pads. Needs ComfyUI on the search path; see architecture_parity.py.
+Each entry of `ARCHITECTURES` gives the class, a small configuration, and the inputs of one
+evaluation, with odd sizes where the model pads. Needs ComfyUI on the search path; see architecture_parity.py.
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ class Architecture:
         """The model, with the same random weights every time."""
         module, _, name = self.path.partition(":")
         cls = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-        model = cls(**self.config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast)
+        model = cls(
+            **self.config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
+        )
         draw = Draw(3)
+        buffers = {key for key, _ in model.named_buffers()} - {"pos_embed"}  # which a file has
         for key, value in (*model.named_parameters(), *model.named_buffers()):
-            if key in dict(model.named_buffers()) and value.isfinite().all():
+            if key in buffers:
                 continue  # tables that the class computes
             value.requires_grad_(False)
             if value.numel() > 2**24:
@@ -116,8 +119,14 @@ FLUX = {
     "txt_ids_dims": [],
 }
 CHROMA = {
-    **{key: FLUX[key] for key in ("out_channels", "context_in_dim", "hidden_size", "mlp_ratio", "num_heads")},
-    **{key: FLUX[key] for key in ("depth", "depth_single_blocks", "axes_dim", "theta", "patch_size", "qkv_bias")},
+    **{
+        key: FLUX[key]
+        for key in ("out_channels", "context_in_dim", "hidden_size", "mlp_ratio", "num_heads")
+    },
+    **{
+        key: FLUX[key]
+        for key in ("depth", "depth_single_blocks", "axes_dim", "theta", "patch_size", "qkv_bias")
+    },
     "in_channels": 16,
     "out_channels": 16,
     "in_dim": 64,
@@ -153,7 +162,9 @@ LUMINA = {
     "axes_lens": [64, 64, 64],
 }
 HUNYUAN = {
-    **{key: FLUX[key] for key in ("vec_in_dim", "context_in_dim", "mlp_ratio", "theta", "qkv_bias")},
+    **{
+        key: FLUX[key] for key in ("vec_in_dim", "context_in_dim", "mlp_ratio", "theta", "qkv_bias")
+    },
     "in_channels": 4,
     "out_channels": 4,
     "hidden_size": 48,
@@ -213,7 +224,13 @@ def unet(draw: Draw, **more: Any) -> Inputs:
 
 def flux(draw: Draw, channels: int = 4, **more: Any) -> Inputs:
     x = draw(2, channels, 9, 14)
-    return {"x": x, "context": text(draw), "y": draw(2, 8), "guidance": torch.full((2,), 3.5), **more}
+    return {
+        "x": x,
+        "context": text(draw),
+        "y": draw(2, 8),
+        "guidance": torch.full((2,), 3.5),
+        **more,
+    }
 
 
 def wan(draw: Draw, **more: Any) -> Inputs:
@@ -236,7 +253,11 @@ def hunyuan_video(draw: Draw, **more: Any) -> Inputs:
 
 ARCHITECTURES = (
     Architecture(
-        "SD 1.x, SD 2.x", "modules.diffusionmodules.openaimodel:UNetModel", UNET, unet, timestep=700.0
+        "SD 1.x, SD 2.x",
+        "modules.diffusionmodules.openaimodel:UNetModel",
+        UNET,
+        unet,
+        timestep=700.0,
     ),
     Architecture(
         "SDXL, SDXL refiner, SD 1.5 and SDXL inpaint, SD x4 upscaler",
@@ -276,7 +297,10 @@ ARCHITECTURES = (
             "depth": 4,
             "adm_in_channels": 8,
             "context_size": 16,
-            "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 16, "out_features": 256}},
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 16, "out_features": 256},
+            },
             "pos_embed_max_size": 16,
             "num_patches": 256,
             "qk_norm": "rms",
@@ -290,7 +314,13 @@ ARCHITECTURES = (
         "Flux.2",
         "flux.model:Flux",
         {
-            **{**FLUX, "axes_dim": [4, 4, 4, 4], "txt_ids_dims": [3], "qkv_bias": False, "vec_in_dim": None},
+            **{
+                **FLUX,
+                "axes_dim": [4, 4, 4, 4],
+                "txt_ids_dims": [3],
+                "qkv_bias": False,
+                "vec_in_dim": None,
+            },
             "global_modulation": True,
             "mlp_silu_act": True,
             "ops_bias": False,
@@ -407,7 +437,13 @@ ARCHITECTURES = (
     Architecture(
         "PixArt alpha and sigma",
         "pixart.pixartms:PixArtMS",
-        {"hidden_size": 32, "depth": 5, "num_heads": 2, "caption_channels": 16, "micro_condition": False},
+        {
+            "hidden_size": 32,
+            "depth": 5,
+            "num_heads": 2,
+            "caption_channels": 16,
+            "micro_condition": False,
+        },
         lambda draw: {"x": draw(2, 4, 60, 70), "context": text(draw)},
         timestep=700.0,
     ),
@@ -500,7 +536,10 @@ ARCHITECTURES = (
         },
     ),
     Architecture(
-        "Cosmos predict 2", "cosmos.predict2:MiniTrainDIT", COSMOS2, lambda draw: wan(draw, fps=None)
+        "Cosmos predict 2",
+        "cosmos.predict2:MiniTrainDIT",
+        COSMOS2,
+        lambda draw: wan(draw, fps=None),
     ),
     Architecture("Anima", "anima.model:Anima", COSMOS2, lambda draw: wan(draw, fps=None)),
     Architecture("Wan 2.1, 2.2: text to video", "wan.model:WanModel", WAN, wan),
@@ -525,7 +564,13 @@ ARCHITECTURES = (
     Architecture(
         "Wan S2V",
         "wan.model:WanModel_S2V",
-        {**WAN, "audio_dim": 8, "cond_dim": 4, "audio_inject_layers": [0, 2, 4], "num_audio_token": 2},
+        {
+            **WAN,
+            "audio_dim": 8,
+            "cond_dim": 4,
+            "audio_inject_layers": [0, 2, 4],
+            "num_audio_token": 2,
+        },
         lambda draw: wan(
             draw, audio_embed=draw(1, 25, 8, 12), reference_latent=draw(1, 4, 1, 6, 10)
         ),
@@ -548,10 +593,35 @@ ARCHITECTURES = (
         {**WAN, "model_type": "scail"},
         lambda draw: wan(draw, pose_latents=draw(1, 4, 3, 6, 10)),
     ),
-    Architecture("Wan, autoregressive", "wan.ar_model:CausalWanModel", WAN, wan),
     Architecture(
-        "Hunyuan Video", "hunyuan_video.model:HunyuanVideo", HUNYUAN, hunyuan_video
+        "Wan SCAIL 2",
+        "wan.model:SCAIL2WanModel",
+        {**WAN, "model_type": "scail2", "mask_in_dim": 3},
+        lambda draw: wan(
+            draw,
+            reference_latent=draw(1, 4, 1, 6, 10),
+            ref_mask_latents=draw(1, 3, 4, 6, 10),
+            pose_latents=draw(1, 4, 3, 3, 5),
+        ),
     ),
+    Architecture(
+        "WanDancer",
+        "wan.model_wandancer:WanDancerModel",
+        {
+            **{**WAN, "audio_inject_layers": [0, 2, 4]},
+            "music_dim": 16,
+            "music_heads": 2,
+            "music_feature_dim": 6,
+            "music_latent_dim": 16,
+        },
+        lambda draw: {
+            "x": draw(1, 4, 3, 8, 8),  # the music wants eight parts per frame
+            "context": text(draw, 1),
+            "audio_embed": draw(1, 9, 6),
+            "clip_fea": draw(1, 257, 1280),
+        },
+    ),
+    Architecture("Hunyuan Video", "hunyuan_video.model:HunyuanVideo", HUNYUAN, hunyuan_video),
     Architecture(
         "Hunyuan Video 1.5, Hunyuan Image 2.1",
         "hunyuan_video.model:HunyuanVideo",
@@ -702,7 +772,11 @@ ARCHITECTURES = (
             "depth": 5,
             "num_heads": 2,
         },
-        lambda draw: {"x": draw(2, 4, 21), "cross_attn_cond": text(draw, width=32), "global_embed": draw(2, 8)},
+        lambda draw: {
+            "x": draw(2, 4, 21),
+            "cross_attn_cond": text(draw, width=32),
+            "global_embed": draw(2, 8),
+        },
     ),
     Architecture(
         "Hunyuan3D 2",
@@ -863,22 +937,5 @@ ARCHITECTURES = (
             "clip_text_pooled": draw(2, 1, 16),
             "clip_img": draw(2, 1, 8),
         },
-    ),
-    Architecture(
-        "Stable Cascade, stage B",
-        "cascade.stage_b:StageB",
-        {
-            "c_r": 8,
-            "c_cond": 16,
-            "c_hidden": [16, 32],
-            "nhead": [-1, 2],
-            "blocks": [[1, 2], [2, 1]],
-            "block_repeat": [[1, 1], [2, 2]],
-            "level_config": ["CT", "CTA"],
-            "c_clip": 16,
-            "c_effnet": 4,
-            "dropout": [0, 0.0],
-        },
-        lambda draw: {"x": draw(2, 4, 12, 16), "effnet": draw(2, 4, 3, 4), "clip": draw(2, 1, 16)},
     ),
 )
