@@ -1,7 +1,8 @@
 """Tiny random models of every architecture that has a layout, in ComfyUI's own classes.
 
 Each entry of `ARCHITECTURES` gives the class, a small configuration, and the inputs of one
-evaluation, with odd sizes where the model pads. Needs ComfyUI on the search path; see architecture_parity.py.
+evaluation, with odd sizes where the model pads. Needs ComfyUI on the search path; see
+architecture_parity.py.
 """
 
 from __future__ import annotations
