@@ -16,6 +16,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
+from .attachments import reporting_back, split_options
 from .remote import RemoteModel
 
 
@@ -86,6 +87,17 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         refused += [f"injection {key!r}" for key in self.injections]
         if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
             refused.append("torch.compile (TorchCompileModel)")
+        elsewhere = [
+            leaf
+            for key, value in self.model_options.items()
+            if key != "transformer_options"
+            for leaf in (value if isinstance(value, list) else [value])
+        ]
+        _, code = split_options(self.model_options.get("transformer_options", {}))
+        refused += [
+            f"{name}, which leaves what it sees for a function in ComfyUI's own process"
+            for name in reporting_back(code, elsewhere)
+        ]
         if refused:
             raise UnsupportedPatchError(
                 f"This MODEL carries {', '.join(refused)}, which cannot be taken to worker "

@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from ..costs import measure_costs  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
+from .attachments import NoRandomness, expand, unpack  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .patches import unpack_patches  # noqa: E402
@@ -54,6 +55,7 @@ class ComfyStageModel:
         self._dtype, self._manual_cast_dtype = spec["dtype"], spec["manual_cast_dtype"]
         self._device = device
         self._patcher: Any = None
+        self._attached: dict[str, dict[str, Any]] = {}
         self.staged: StagedModel
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
@@ -88,6 +90,7 @@ class ComfyStageModel:
         patcher.load_device = self._device
         patcher.patch_model(device_to=self._device)
         self._patcher = patcher
+        self._put_attachments_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         owned = parameter_bytes(unit.module for unit in trunk.units[start:stop])
         return owned, parameter_bytes([model]) - owned
@@ -105,6 +108,28 @@ class ComfyStageModel:
         patcher.unpatch_model(device_to=None)  # restores the original weights exactly
         patcher.patches = unpack_patches(payload)
         patcher.patch_model(device_to=self._device)
+
+    def attach(self, key: str, payload: Any) -> None:
+        """Keep patches that are code, see attachments.py."""
+        self._attached[key] = unpack(payload, self._device)
+
+    def forget_attached(self) -> None:
+        """Drop what was attached."""
+        self._attached.clear()
+
+    def _put_attachments_in(self, model: torch.nn.Module) -> None:
+        """Have the model's entry method find the attached patches in its transformer_options."""
+        entry = entry_of(model)
+        original = getattr(model, entry)
+
+        def with_attached(*args: Any, **kwargs: Any) -> Any:
+            (args, kwargs), code = expand((args, kwargs), self._attached)
+            if not code:
+                return original(*args, **kwargs)
+            with NoRandomness(code, self._device):
+                return original(*args, **kwargs)
+
+        setattr(model, entry, with_attached)
 
     def _configure(self, model_config: Any) -> None:
         model_config.unet_config["dtype"] = self._dtype

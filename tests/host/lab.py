@@ -21,6 +21,7 @@ EMPTY = {
     "sd3": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
     "wan": node("EmptyHunyuanLatentVideo", width=96, height=96, length=5, batch_size=1),
 }
+ADAPTER_PACK = Path(__file__).parent / "adapter_pack"
 PROMPT = "a harbour in the morning mist, boats, soft light"
 NEGATIVE_PROMPT = "blurry, text"
 
