@@ -153,7 +153,30 @@ class _Pickler(cloudpickle.Pickler):
             if module is not None and not _is_importable(module) and module not in self.by_value:
                 cloudpickle.register_pickle_by_value(module)
                 self.by_value.append(module)
-        return super().reducer_override(obj)
+        if isinstance(obj, types.CellType):
+            content = () if _is_empty(obj) else (obj.cell_contents,)
+            return types.CellType, (), content, None, None, _fill
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, types.FunctionType) and isinstance(reduced, tuple):
+            # cloudpickle gives every function variables of its own, but what one function of a
+            # patch leaves in a variable is for another one of it (HyperTile, ToMe).
+            make, arguments, (attributes, slots), *rest = reduced
+            slots = {**slots, "__closure__": None}
+            return make, (*arguments[:-1], obj.__closure__), (attributes, slots), *rest
+        return reduced
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - raises for an empty one
+    except ValueError:
+        return True
+    return False
+
+
+def _fill(cell: types.CellType, content: tuple[Any, ...]) -> None:
+    if content:
+        cell.cell_contents = content[0]
 
 
 class _Unpickler(pickle.Unpickler):

@@ -16,9 +16,10 @@ import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 
 from ..costs import measure_costs  # noqa: E402
+from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
-from .attachments import NoRandomness, expand, unpack  # noqa: E402
+from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .patches import unpack_patches  # noqa: E402
@@ -126,8 +127,13 @@ class ComfyStageModel:
             (args, kwargs), code = expand((args, kwargs), self._attached)
             if not code:
                 return original(*args, **kwargs)
-            with NoRandomness(code, self._device):
-                return original(*args, **kwargs)
+            try:
+                with NoRandomness(code, self._device):
+                    return original(*args, **kwargs)
+            except LayoutError as error:
+                raise LayoutError(
+                    f"{error} The patches of this MODEL are {'; '.join(names_of(code))}."
+                ) from error
 
         setattr(model, entry, with_attached)
 

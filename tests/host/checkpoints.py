@@ -127,7 +127,7 @@ def write_controlnet(path: Path) -> Path:
 
 
 def controlnet(levels: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
-    """The encoder of the UNet, a convolution for each of its outputs, and one stack for the hint."""
+    """The UNet's encoder, a convolution for each of its outputs, and a stack for the hint."""
     encoder = ("time_embed.", "input_blocks.", "middle_block.")
     weights = StateDict(9)
     weights.update({k: v for k, v in unet(levels).items() if k.startswith(encoder)})

@@ -11,7 +11,7 @@ from . import tokens
 
 
 class ImageAttention:
-    """An attn2 replacement; `weight` says how much the image counts for the conds, not the unconds."""
+    """An attn2 replacement; `weight` says how much the image counts, for conds alone."""
 
     def __init__(self, weight: float, seed: int) -> None:
         self.weight = weight
