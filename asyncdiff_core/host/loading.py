@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -153,10 +154,18 @@ def copy_some_weights(
     config.process_unet_state_dict = lambda sd: {
         key: value for key, value in convert(sd).items() if is_wanted(key)
     }
+    log = logging.getLogger()  # ComfyUI's
+    log.addFilter(_is_about_something)
     try:
         copy_weights()
     finally:
+        log.removeFilter(_is_about_something)
         config.process_unet_state_dict = convert
+
+
+def _is_about_something(record: logging.LogRecord) -> bool:
+    """Not ComfyUI's warning that keys are missing, which are those that were not wanted."""
+    return not str(record.msg).startswith("unet missing")
 
 
 def materialise(model: torch.nn.Module) -> None:
