@@ -17,6 +17,8 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
 from .attachments import reporting_back, split_options
+from .layouts import host_parts_of
+from .patches import MODEL_PREFIX
 from .remote import RemoteModel
 
 
@@ -85,6 +87,11 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         refused = [f"object patch {k!r}" for k in self.object_patches if _concerns_weights(k)]
         refused += [f"weight wrapper {key!r}" for key in self.weight_wrapper_patches]
         refused += [f"injection {key!r}" for key in self.injections]
+        refused += [
+            f"a weight patch of {part}, which ComfyUI's conditioning code runs here"
+            for part in host_parts_of(self.model.diffusion_model)
+            if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self.patches)
+        ]
         if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
             refused.append("torch.compile (TorchCompileModel)")
         elsewhere = [
