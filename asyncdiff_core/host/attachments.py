@@ -137,6 +137,7 @@ class _Pickler(cloudpickle.Pickler):
         super().__init__(file, protocol=5)
         self.tensors: list[torch.Tensor] = []
         self.by_value: list[types.ModuleType] = []
+        self._seen: set[str] = set()
 
     def persistent_id(self, obj: Any) -> Any:
         if type(obj) in (torch.Tensor, torch.nn.Parameter):
@@ -150,9 +151,11 @@ class _Pickler(cloudpickle.Pickler):
         if isinstance(obj, types.FunctionType | types.ModuleType | type):
             name = obj.__name__ if isinstance(obj, types.ModuleType) else obj.__module__
             module = sys.modules.get(name)
-            if module is not None and not _is_importable(module) and module not in self.by_value:
-                cloudpickle.register_pickle_by_value(module)
-                self.by_value.append(module)
+            if module is not None and name not in self._seen:
+                self._seen.add(name)
+                if not _is_importable(module):
+                    cloudpickle.register_pickle_by_value(module)
+                    self.by_value.append(module)
         if isinstance(obj, types.CellType):
             content = () if _is_empty(obj) else (obj.cell_contents,)
             return types.CellType, (), content, None, None, _fill
