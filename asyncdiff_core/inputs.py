@@ -27,6 +27,11 @@ _SENDABLE = (
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def is_sendable(leaf: Any) -> bool:
+    """Whether `leaf` is a tensor or plain data."""
+    return isinstance(leaf, _SENDABLE)
+
+
 class InputEncoder:
     """The host's end, one per lane."""
 
@@ -46,7 +51,7 @@ class InputEncoder:
             self._last.clear()
             self._spec = spec
         for leaf in leaves:
-            if not isinstance(leaf, _SENDABLE):
+            if not is_sendable(leaf):
                 raise UnsupportedPatchError(_refusal(tree, leaf))
         out = []
         for slot, leaf in enumerate(leaves):

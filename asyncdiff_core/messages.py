@@ -75,6 +75,14 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Attach:
+    """What the inputs of evaluations of this run may refer to as `key`: patches that are code."""
+
+    key: str
+    payload: Any
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Run a round.
 
@@ -135,7 +143,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Done:
-    """Answer to Patch and Unload."""
+    """Answer to Patch, Attach and Unload."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ class Failed:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Configure, MeasureCosts, Load, Unload, Patch, Evaluate, EndRun, Stop),
+        *(Configure, MeasureCosts, Load, Unload, Patch, Attach, Evaluate, EndRun, Stop),
         *(Ready, Costs, Loaded, Done, Result, RunEnded, Beat, Failed),
     )
 }

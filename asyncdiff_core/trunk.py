@@ -6,30 +6,45 @@ Which attributes of a model hold its units is data, a `TrunkLayout`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .errors import LayoutError
+from .partition import Range
 
 
 @dataclass(frozen=True)
 class TrunkLayout:
     """Which attributes of an architecture form its trunk.
 
+    Every unit consumes the output of the one before it. The fields after `layers` name what else
+    reaches a unit.
+
     Attributes:
-        blocks: the block lists, in the order in which a forward executes them. An attribute that
-            is None in a given model is skipped.
+        blocks: the block lists, in the order in which a forward executes them; names may have
+            dots. An attribute that is None in a given model is skipped.
         layers: the units are the layers inside each block, since the model's glue code calls
             those and not the block.
         skips: pairs of block lists; the output of block i of the first is consumed by block
-            n-1-i of the second, before that block's first unit.
+            n-1-i of the second, before that block's first unit. Both may be the same list.
+        joins: pairs of block lists; the output of the last block of the first is consumed by the
+            first block of the second, where other blocks lie between.
+        shared: pairs of block lists; the output of the last block of the first is consumed by
+            every block of the second.
+        beside: (list, side list, attribute): a second stream of blocks beside the first. The
+            attribute maps the index of a block to that of the side block that runs after it.
     """
 
     blocks: tuple[str, ...]
     layers: bool = False
     skips: tuple[tuple[str, str], ...] = ()
+    joins: tuple[tuple[str, str], ...] = ()
+    shared: tuple[tuple[str, str], ...] = ()
+    beside: tuple[str, str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,36 +70,71 @@ class Trunk:
             LayoutError: if an attribute of the layout is missing.
         """
         units: list[Unit] = []
-        blocks_of: dict[str, list[tuple[int, int]]] = {}  # list -> (first, last) unit of each block
+        spans: dict[str, list[Range]] = {}  # block list -> (first, last) unit of each block
+
+        def add(attribute: str, name: str, block: torch.nn.Module) -> None:
+            first = len(units)
+            if layout.layers:
+                units.extend(Unit(f"{name}.{i}", x) for i, x in enumerate(block.children()))
+            else:
+                units.append(Unit(name, block))
+            spans[attribute].append((first, len(units) - 1))
+
+        main, side, mapping = layout.beside or ("", "", "")
         for attribute in layout.blocks:
-            spans = blocks_of.setdefault(attribute, [])
-            for name, block in _blocks(model, attribute):
-                first = len(units)
-                if layout.layers:
-                    units += [Unit(f"{name}.{i}", x) for i, x in enumerate(block.children())]
-                else:
-                    units.append(Unit(name, block))
-                spans.append((first, len(units) - 1))
-        skips = []
-        for sources, consumers in layout.skips:
-            pairs = zip(blocks_of[sources], reversed(blocks_of[consumers]), strict=True)
-            skips += [(source[1], consumer[0]) for source, consumer in pairs]
-        return cls(tuple(units), tuple(skips))
+            spans[attribute] = []
+            beside: dict[int, tuple[str, torch.nn.Module]] = {}
+            if attribute == main:
+                spans[side] = []
+                side_blocks = list(_blocks(model, side))
+                beside = {at: side_blocks[n] for at, n in _attribute(model, mapping).items()}
+            for index, (name, block) in enumerate(_blocks(model, attribute)):
+                add(attribute, name, block)
+                if index in beside:
+                    add(side, *beside[index])
+        return cls(tuple(units), tuple(_paths(layout, spans)))
+
+
+def _paths(layout: TrunkLayout, spans: dict[str, list[Range]]) -> Iterator[tuple[int, int]]:
+    """The (source, consumer) units of every path that is not from a unit to the next one."""
+    for sources, consumers in layout.skips:
+        for source, consumer in zip(spans[sources], reversed(spans[consumers]), strict=True):
+            if source[1] < consumer[0]:
+                yield source[1], consumer[0]
+    for sources, consumers in layout.joins:
+        if spans[sources] and spans[consumers]:
+            yield spans[sources][-1][1], spans[consumers][0][0]
+    for sources, consumers in layout.shared:
+        if spans[sources]:
+            for consumer in spans[consumers]:
+                yield spans[sources][-1][1], consumer[0]
+    if layout.beside:
+        for stream in layout.beside[:2]:
+            for source, consumer in itertools.pairwise(spans[stream]):
+                if source[1] + 1 < consumer[0]:
+                    yield source[1], consumer[0]
+
+
+def _attribute(model: torch.nn.Module, name: str) -> Any:
+    value: Any = model
+    try:
+        for part in name.split("."):
+            value = getattr(value, part)
+    except AttributeError:
+        raise LayoutError(
+            f"{type(model).__name__} has no attribute {name!r}, in which its blocks are "
+            "expected. This ComfyUI version may have renamed it."
+        ) from None
+    return value
 
 
 def _blocks(model: torch.nn.Module, attribute: str) -> Iterator[tuple[str, torch.nn.Module]]:
-    try:
-        value = getattr(model, attribute)
-    except AttributeError:
-        raise LayoutError(
-            f"{type(model).__name__} has no attribute {attribute!r}, in which its blocks are "
-            "expected. This ComfyUI version may have renamed it."
-        ) from None
+    value = _attribute(model, attribute)
     if value is None:
         return
-    if isinstance(value, torch.nn.ModuleList):
-        for i, block in enumerate(value):
-            yield f"{attribute}.{i}", block
+    if isinstance(value, torch.nn.ModuleList | torch.nn.ModuleDict):
+        for name, block in value.named_children():
+            yield f"{attribute}.{name}", block
     else:
         yield attribute, value
 

@@ -60,6 +60,12 @@ class StageModel(Protocol):
     def patch(self, payload: Any) -> None:
         """Replace the weight patches in force by those of `payload`, which may be empty."""
 
+    def attach(self, key: str, payload: Any) -> None:
+        """Keep what the inputs of evaluations may refer to as `key`."""
+
+    def forget_attached(self) -> None:
+        """Drop what was attached."""
+
 
 class Worker:
     """Answers the host's messages, one at a time, in order."""
@@ -83,6 +89,7 @@ class Worker:
             messages.Load: self._load_stage,
             messages.Unload: self._unload,
             messages.Patch: self._patch,
+            messages.Attach: self._attach,
             messages.Evaluate: self._evaluate,
             messages.EndRun: self._end_run,
         }
@@ -126,6 +133,10 @@ class Worker:
 
     def _patch(self, message: messages.Patch) -> messages.Done:
         self._model.patch(message.payload)
+        return messages.Done()
+
+    def _attach(self, message: messages.Attach) -> messages.Done:
+        self._model.attach(message.key, message.payload)
         return messages.Done()
 
     def _evaluate(self, message: messages.Evaluate) -> None:
@@ -192,6 +203,7 @@ class Worker:
         for lane in self._lanes.values():
             lane.drain()
         self._lanes.clear()
+        self._model.forget_attached()
         if self._load.stop:
             self._model.staged.forget_scratch()
         spans, self._spans = self._spans, []

@@ -189,6 +189,12 @@ class ToyStageModel:
         self._owned, self._original = [], {}
         self.__dict__.pop("staged", None)
 
+    def attach(self, key: str, payload: Any) -> None:
+        raise NotImplementedError
+
+    def forget_attached(self) -> None:
+        pass
+
     def patch(self, payload: Any) -> None:
         names = [(i, n, p) for i, m in enumerate(self._owned) for n, p in m.named_parameters()]
         for i, name, parameter in names:

@@ -11,18 +11,109 @@ import torch
 from ..errors import LayoutError
 from ..trunk import TrunkLayout
 
+_BLOCKS = TrunkLayout(blocks=("blocks",))
+_LAYERS = TrunkLayout(blocks=("layers",))
+_TRANSFORMER_BLOCKS = TrunkLayout(blocks=("transformer_blocks",))
+_DOUBLE_AND_SINGLE = TrunkLayout(blocks=("double_blocks", "single_blocks"))
+# The text is refined first, then the noise, and both enter the layers.
+_REFINED = TrunkLayout(
+    blocks=("context_refiner", "noise_refiner", "layers"), joins=(("context_refiner", "layers"),)
+)
+
 LAYOUTS = {
-    # SD 1.x, 2.x, SDXL. `forward_timestep_embed` calls the layers inside the blocks.
+    # UNets. SD 1.x, 2.x, SDXL, their inpaint models, x4 upscaler, SVD, SV3D.
+    # `forward_timestep_embed` calls the layers inside the blocks.
     "UNetModel": TrunkLayout(
         blocks=("input_blocks", "middle_block", "output_blocks"),
         layers=True,
         skips=(("input_blocks", "output_blocks"),),
     ),
+    # Stable Cascade, stage C. (The blocks of stage B are called several times.)
+    "StageC": TrunkLayout(
+        blocks=("down_blocks", "up_blocks"), layers=True, skips=(("down_blocks", "up_blocks"),)
+    ),
     # SD3, SD3.5
     "OpenAISignatureMMDITWrapper": TrunkLayout(blocks=("joint_blocks",)),
+    # Flux.1, Flux.2, LongCat Image
+    "Flux": _DOUBLE_AND_SINGLE,
+    "Chroma": _DOUBLE_AND_SINGLE,
+    "ChromaRadiance": _DOUBLE_AND_SINGLE,
+    "Hunyuan3Dv2": _DOUBLE_AND_SINGLE,
+    "HunyuanVideo": TrunkLayout(
+        blocks=("txt_in.individual_token_refiner.blocks", "double_blocks", "single_blocks")
+    ),
+    # AuraFlow
+    "MMDiT": TrunkLayout(blocks=("double_layers", "single_layers")),
+    "HiDreamImageTransformer2DModel": TrunkLayout(
+        blocks=("double_stream_blocks", "single_stream_blocks")
+    ),
+    # Lumina 2, Z-Image
+    "NextDiT": _REFINED,
+    "NextDiTPixelSpace": _REFINED,
+    "OmniGen2Transformer2DModel": _REFINED,
+    "BooguTransformer2DModel": TrunkLayout(
+        blocks=(
+            "context_refiner",
+            "noise_refiner",
+            "double_stream_layers",
+            "single_stream_layers",
+        ),
+        joins=(("context_refiner", "double_stream_layers"),),
+    ),
+    "LatentSeqMMFlowModel": TrunkLayout(
+        blocks=("noise_refiner", "context_refiner", "blocks"), joins=(("noise_refiner", "blocks"),)
+    ),
+    # Qwen-Image and edit
+    "QwenImageTransformer2DModel": _TRANSFORMER_BLOCKS,
+    "MageFlowTransformer2DModel": _TRANSFORMER_BLOCKS,
+    "LensTransformer2DModel": _TRANSFORMER_BLOCKS,
+    "LTXVModel": _TRANSFORMER_BLOCKS,
+    # ACE-Step
+    "ACEStepTransformer2DModel": _TRANSFORMER_BLOCKS,
+    "AceStepConditionGenerationModel": TrunkLayout(blocks=("decoder.layers",)),
+    # Stable Audio
+    "AudioDiffusionTransformer": TrunkLayout(blocks=("transformer.layers",)),
+    "PixArtMS": _BLOCKS,
+    "HunYuanDiT": TrunkLayout(blocks=("blocks",), skips=(("blocks", "blocks"),)),
+    # Hunyuan3D 2.1
+    "HunYuanDiTPlain": TrunkLayout(blocks=("blocks",), skips=(("blocks", "blocks"),)),
+    # Cosmos 1; Cosmos predict 2
+    "GeneralDIT": _BLOCKS,
+    "MiniTrainDIT": _BLOCKS,
+    "Anima": _BLOCKS,
+    # Mochi
+    "AsymmDiTJoint": _BLOCKS,
+    "CogVideoXTransformer3DModel": _BLOCKS,
+    "Kandinsky5": TrunkLayout(
+        blocks=("text_transformer_blocks", "visual_transformer_blocks"),
+        shared=(("text_transformer_blocks", "visual_transformer_blocks"),),
+    ),
+    "PixDiT_T2I": TrunkLayout(
+        blocks=("patch_blocks", "pixel_blocks"), shared=(("patch_blocks", "pixel_blocks"),)
+    ),
+    "ErnieImageModel": _LAYERS,
+    "Ideogram4Transformer2DModel": _LAYERS,
+    "JoyImageTransformer3DModel": TrunkLayout(blocks=("double_blocks",)),
+    # Krea 2
+    "SingleStreamDiT": TrunkLayout(
+        blocks=("txtfusion.layerwise_blocks", "txtfusion.refiner_blocks", "blocks")
+    ),
     # Wan 2.1, 2.2
-    "WanModel": TrunkLayout(blocks=("blocks",)),
+    "WanModel": _BLOCKS,
+    "VaceWanModel": TrunkLayout(
+        blocks=("blocks",), beside=("blocks", "vace_blocks", "vace_layers_mapping")
+    ),
+    "CameraWanModel": _BLOCKS,
+    "WanModel_S2V": _BLOCKS,
+    "HumoWanModel": _BLOCKS,
+    "AnimateWanModel": _BLOCKS,
+    "SCAILWanModel": _BLOCKS,
+    "SCAIL2WanModel": _BLOCKS,
+    "WanDancerModel": _BLOCKS,
 }
+
+# Parts outside the trunk that ComfyUI's conditioning code runs in its own process, before sampling.
+HOST_PARTS = {"Anima": ("llm_adapter",)}
 
 
 def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
@@ -38,6 +129,11 @@ def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
             f"It has layouts for {', '.join(LAYOUTS)}. Load the model with ComfyUI's own loader."
         )
     return LAYOUTS[name]
+
+
+def host_parts_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the submodules whose weights the ComfyUI process needs."""
+    return HOST_PARTS.get(type(diffusion_model).__name__, ())
 
 
 def entry_of(diffusion_model: torch.nn.Module) -> str:

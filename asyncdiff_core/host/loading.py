@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
 import pickle
 import threading
 from collections.abc import Callable, Iterator
@@ -142,3 +143,36 @@ def deferred_weights(
         for name in ("unet_inital_load_device", "unet_offload_device"):
             replace(management, name, stay_on_cpu(getattr(management, name)))
         yield
+
+
+def copy_some_weights(
+    base_model: Any, copy_weights: Callable[[], Any], is_wanted: Callable[[str], bool]
+) -> None:
+    """Run `copy_weights` for the keys, relative to the diffusion model, that are wanted."""
+    config = base_model.model_config
+    convert = config.process_unet_state_dict
+    config.process_unet_state_dict = lambda sd: {
+        key: value for key, value in convert(sd).items() if is_wanted(key)
+    }
+    log = logging.getLogger()  # ComfyUI's
+    log.addFilter(_is_about_something)
+    try:
+        copy_weights()
+    finally:
+        log.removeFilter(_is_about_something)
+        config.process_unet_state_dict = convert
+
+
+def _is_about_something(record: logging.LogRecord) -> bool:
+    """Not ComfyUI's warning that keys are missing, which are those that were not wanted."""
+    return not str(record.msg).startswith("unet missing")
+
+
+def materialise(model: torch.nn.Module) -> None:
+    """Real memory for the parameters that are still on meta."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = torch.nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False
+                )

@@ -16,6 +16,9 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
+from .attachments import reporting_back, split_options
+from .layouts import host_parts_of
+from .patches import MODEL_PREFIX
 from .remote import RemoteModel
 
 
@@ -84,8 +87,24 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         refused = [f"object patch {k!r}" for k in self.object_patches if _concerns_weights(k)]
         refused += [f"weight wrapper {key!r}" for key in self.weight_wrapper_patches]
         refused += [f"injection {key!r}" for key in self.injections]
+        refused += [
+            f"a weight patch of {part}, which ComfyUI's conditioning code runs here"
+            for part in host_parts_of(self.model.diffusion_model)
+            if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self.patches)
+        ]
         if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
             refused.append("torch.compile (TorchCompileModel)")
+        elsewhere = [
+            leaf
+            for key, value in self.model_options.items()
+            if key != "transformer_options"
+            for leaf in (value if isinstance(value, list) else [value])
+        ]
+        _, code = split_options(self.model_options.get("transformer_options", {}))
+        refused += [
+            f"{name}, which leaves what it sees for a function in ComfyUI's own process"
+            for name in reporting_back(code, elsewhere)
+        ]
         if refused:
             raise UnsupportedPatchError(
                 f"This MODEL carries {', '.join(refused)}, which cannot be taken to worker "

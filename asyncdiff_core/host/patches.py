@@ -1,4 +1,4 @@
-"""Weight patches (LoRA and the like) and model patches, on their way to the workers.
+"""Weight patches (LoRA and the like) on their way to the workers.
 
 Weight patches are what `ModelPatcher.add_patches` collects per key: tensors inside ComfyUI's own
 weight adapter classes, which every worker can import, and sometimes functions. They cross as a
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cloudpickle
@@ -69,38 +69,3 @@ def unpack_patches(payload: tuple[bytes, Sequence[torch.Tensor]]) -> dict[str, A
     data, tensors = payload
     patches: dict[str, Any] = _Unpickler(io.BytesIO(data), tensors).load()
     return patches
-
-
-# Entries of transformer_options that ComfyUI's own code uses in its process only: wrappers and
-# callbacks run around the remote forward, the others concern memory paging of local weights.
-_HOST_ONLY = ("wrappers", "callbacks", "prefetch_dynamic_vbars", "multigpu_thread_pool")
-
-
-def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`transformer_options` as the workers get them.
-
-    Raises:
-        UnsupportedPatchError: they hold patches that are functions; these are named.
-    """
-    functions = list(_functions(options.get("patches", {}), "patches"))
-    functions += _functions(options.get("patches_replace", {}), "patches_replace")
-    if functions:
-        raise UnsupportedPatchError(
-            "This MODEL has patches that cannot run in worker processes yet: "
-            f"{'; '.join(functions)}. Remove the node that adds them, or use ComfyUI's own loader "
-            "for this MODEL."
-        )
-    skip = (*_HOST_ONLY, "patches", "patches_replace")
-    return {key: value for key, value in options.items() if key not in skip}
-
-
-def _functions(tree: Any, path: str) -> Iterable[str]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _functions(value, f"{path}.{key}")
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _functions(value, path)
-    else:
-        kind = tree if hasattr(tree, "__qualname__") else type(tree)
-        yield f"{path}: {kind.__qualname__} of {kind.__module__}"

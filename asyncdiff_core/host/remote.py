@@ -6,7 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from ..planner import PlanRequest, choose
 from ..process import Launch
 from ..schedule import AsyncSchedule
 from ..trunk import Trunk
+from .attachments import Attachments, mark, names_of, split_options
 from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
 from .layouts import layout_of
 from .loading import Loader
-from .patches import pack_patches, portable_options
+from .patches import pack_patches
 from .pool import POOL
 from .reports import name_run, record, record_error
 from .skeleton import make_remote
@@ -147,16 +148,16 @@ class RemoteModel:
                 "This MODEL can only be evaluated by a sampler: it was called outside of a "
                 "sampling run."
             )
-        portable = portable_options(options)
         try:
             try:
-                output = self._evaluate(run, portable, with_options)
+                output = self._evaluate(run, options, with_options)
             except WorkerError as error:
                 if run.is_prepared or not self._may_try_again(run, error):
                     raise
                 # Nothing of this run is lost yet.
                 run.group = self._take_group(run.schedule)
-                output = self._evaluate(run, portable, with_options)
+                run.attached.clear()
+                output = self._evaluate(run, options, with_options)
         except WorkerError as error:
             record_error(self.source.name, error)
             if isinstance(error, WorkerOutOfMemoryError):
@@ -178,41 +179,59 @@ class RemoteModel:
         log.warning("trouble since the last run, new workers take over (%s)", error)
         return True
 
-    def _evaluate(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> Any:
+    def _evaluate(self, run: _Run, all_options: dict[str, Any], with_options: WithOptions) -> Any:
+        options, code = split_options(all_options)
+        conds = options.get("cond_or_uncond", ())
+        if code:
+            conds = conds[:1]  # a patch may compare the conds of a batch, so they stay together
         if not run.is_prepared:
-            self._choose_plan(run, options, with_options)
+            self._choose_plan(run, len(set(conds)), options, with_options)
             run.group.prepare(*with_options(options))
         run.group.restore()  # had the weights to be given back in the middle of the run
         units = self.source.units
         run.group.set_patches(
             run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
         )
-        conds = options.get("cond_or_uncond", ())
+        if code:
+            key, payload = run.attachments.key_of(code)
+            if key not in run.attached:
+                run.group.attach(key, payload)
+                run.attached.add(key)
+            options = mark(options, key)
+        stream = stream_of(all_options, code)
         replicas = run.group.plan.replicas
         hands = deal(conds, replicas) if replicas > 1 and len(conds) > 1 else []
         if len(hands) < 2:
             if replicas > 1 and not run.said_idle:
                 run.said_idle = True
                 log.info("one cond: %d of %d replicas idle", replicas - 1, replicas)
-            (output,) = run.group.evaluate_all([self._call(run, options, with_options)])
+            call = self._call(run, options, with_options, stream)
+            (output,) = run.group.evaluate_all([call])
             return output
         calls = [
             self._call(
                 *(run, options_of_hand(options, hand), take(with_options, len(conds), hand)),
-                replica=replica,
+                *(stream, replica),
             )
             for replica, hand in enumerate(hands)
         ]
         return gather(run.group.evaluate_all(calls), hands)
 
     def _call(
-        self, run: _Run, options: dict[str, Any], with_options: WithOptions, replica: int = 0
+        self,
+        run: _Run,
+        options: dict[str, Any],
+        with_options: WithOptions,
+        stream: Hashable,
+        replica: int = 0,
     ) -> Call:
         args, kwargs = with_options(options)
         forecast = run.forecaster.forecast(options, with_options)
-        return Call(lane_key(options, args[0]), args, kwargs, forecast, replica)
+        return Call((lane_key(options, args[0]), stream), args, kwargs, forecast, replica)
 
-    def _choose_plan(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> None:
+    def _choose_plan(
+        self, run: _Run, num_conds: int, options: dict[str, Any], with_options: WithOptions
+    ) -> None:
         """Before the first evaluation of a run: choose its plan."""
         group = run.group
         args, kwargs = with_options(options)
@@ -223,7 +242,7 @@ class RemoteModel:
         if len(self.request.candidates()) > 1:
             choice = choose(
                 self.request,
-                num_conds=len(set(options.get("cond_or_uncond", (0,)))),
+                num_conds=max(1, num_conds),
                 steps=steps or 20,
                 warm_up=run.schedule.warm_up,
                 costs=group.costs(args, kwargs),
@@ -291,6 +310,8 @@ class _Run:
     uuid: str
     patches: dict[str, Any]
     forecaster: Forecaster
+    attachments: Attachments = field(default_factory=Attachments)
+    attached: set[str] = field(default_factory=set)  # keys of those that the group has
     is_prepared: bool = False
     said_idle: bool = False
 
@@ -304,6 +325,16 @@ def lane_key(options: dict[str, Any], x: Any) -> Hashable:
     """Evaluations of the same batch make-up share a lane."""
     shapes = tuple(tuple(t.shape) for t in (x if isinstance(x, list) else [x]))
     return tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), shapes
+
+
+def stream_of(options: dict[str, Any], code: dict[str, Any]) -> Hashable:
+    """What keeps evaluations of equal conds in lanes of their own.
+
+    Guidance by a second evaluation with other patches (PAG, SLG) is one reason, the windows in
+    which a long video is evaluated another.
+    """
+    window = options.get("context_window")
+    return names_of(code), tuple(getattr(window, "index_list", ()))
 
 
 def _files_of(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -15,8 +15,8 @@ import comfy.patcher_extension
 import torch
 
 from ..evaluator import Inputs
-from .layouts import entry_of
-from .loading import Loader, deferred_weights
+from .layouts import entry_of, host_parts_of
+from .loading import Loader, copy_some_weights, deferred_weights, materialise
 
 # (x, transformer_options, what gives the arguments with other transformer_options) -> output
 Evaluate = Callable[[Any, dict[str, Any], Callable[[dict[str, Any]], Inputs]], Any]
@@ -25,9 +25,19 @@ Evaluate = Callable[[Any, dict[str, Any], Callable[[dict[str, Any]], Inputs]], A
 def build_skeleton(loader: Loader) -> Any:
     """What `loader` returns, with the parameters of its diffusion model on the meta device.
 
-    Only headers are read of a safetensors file.
+    Only headers are read of a safetensors file, and the parts that ComfyUI's conditioning code runs
+    in this process (see layouts.HOST_PARTS).
     """
-    with deferred_weights():
+
+    def read(base_model: Any, copy_weights: Callable[[], Any]) -> None:
+        parts = host_parts_of(base_model.diffusion_model)
+        if parts:
+            for part in parts:
+                materialise(base_model.diffusion_model.get_submodule(part))
+            prefixes = tuple(f"{part}." for part in parts)
+            copy_some_weights(base_model, copy_weights, lambda key: key.startswith(prefixes))
+
+    with deferred_weights(read):
         return loader.without_paging()
 
 
@@ -41,12 +51,14 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
     original = type(diffusion_model)
     entry = entry_of(diffusion_model)
     # Wrappers are written for each model's own parameter order, so positions must be kept.
-    position = list(inspect.signature(getattr(original, entry)).parameters).index(
-        "transformer_options"
+    parameters = list(inspect.signature(getattr(original, entry)).parameters)[1:]  # without self
+    index = (
+        parameters.index("transformer_options")
+        if "transformer_options" in parameters
+        else len(parameters)  # one of the **kwargs
     )
 
     def remote(self: Any, *args: Any, **kwargs: Any) -> Any:
-        index = position - 1  # without self
         is_positional = index < len(args)
         options = args[index] if is_positional else kwargs.get("transformer_options", {})
 

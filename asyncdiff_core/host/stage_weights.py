@@ -16,10 +16,12 @@ import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 
 from ..costs import measure_costs  # noqa: E402
+from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
+from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
-from .loading import Loader, deferred_weights  # noqa: E402
+from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .patches import unpack_patches  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
@@ -54,6 +56,7 @@ class ComfyStageModel:
         self._dtype, self._manual_cast_dtype = spec["dtype"], spec["manual_cast_dtype"]
         self._device = device
         self._patcher: Any = None
+        self._attached: dict[str, dict[str, Any]] = {}
         self.staged: StagedModel
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
@@ -77,17 +80,9 @@ class ComfyStageModel:
             trunk = Trunk.of(model, layout_of(model))
             foreign = (*trunk.units[:start], *trunk.units[stop:])
             drop_parameters(unit.module for unit in foreign)
-            _materialise(model)
+            materialise(model)
             prefixes = tuple(f"{unit.name}." for unit in foreign)
-            config = base_model.model_config
-            convert = config.process_unet_state_dict
-            config.process_unet_state_dict = lambda sd: {
-                key: value for key, value in convert(sd).items() if not key.startswith(prefixes)
-            }
-            try:
-                copy_weights()
-            finally:
-                config.process_unet_state_dict = convert
+            copy_some_weights(base_model, copy_weights, lambda key: not key.startswith(prefixes))
 
         with deferred_weights(read, self._configure, MIN_META_NUMEL):
             patcher = self._loader.without_paging()
@@ -96,6 +91,7 @@ class ComfyStageModel:
         patcher.load_device = self._device
         patcher.patch_model(device_to=self._device)
         self._patcher = patcher
+        self._put_attachments_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         owned = parameter_bytes(unit.module for unit in trunk.units[start:stop])
         return owned, parameter_bytes([model]) - owned
@@ -113,6 +109,33 @@ class ComfyStageModel:
         patcher.unpatch_model(device_to=None)  # restores the original weights exactly
         patcher.patches = unpack_patches(payload)
         patcher.patch_model(device_to=self._device)
+
+    def attach(self, key: str, payload: Any) -> None:
+        """Keep patches that are code, see attachments.py."""
+        self._attached[key] = unpack(payload, self._device)
+
+    def forget_attached(self) -> None:
+        """Drop what was attached."""
+        self._attached.clear()
+
+    def _put_attachments_in(self, model: torch.nn.Module) -> None:
+        """Have the model's entry method find the attached patches in its transformer_options."""
+        entry = entry_of(model)
+        original = getattr(model, entry)
+
+        def with_attached(*args: Any, **kwargs: Any) -> Any:
+            (args, kwargs), code = expand((args, kwargs), self._attached)
+            if not code:
+                return original(*args, **kwargs)
+            try:
+                with NoRandomness(code, self._device):
+                    return original(*args, **kwargs)
+            except LayoutError as error:
+                raise LayoutError(
+                    f"{error} The patches of this MODEL are {'; '.join(names_of(code))}."
+                ) from error
+
+        setattr(model, entry, with_attached)
 
     def _configure(self, model_config: Any) -> None:
         model_config.unet_config["dtype"] = self._dtype
@@ -135,16 +158,6 @@ def _attention_on_meta() -> Iterator[None]:
         yield
     finally:
         management.get_free_memory = original
-
-
-def _materialise(model: torch.nn.Module) -> None:
-    """Real memory for the parameters that are still on meta."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                module._parameters[name] = torch.nn.Parameter(
-                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False
-                )
 
 
 def build(spec: dict[str, Any], device: torch.device) -> ComfyStageModel:

@@ -11,11 +11,11 @@ import comfy.sample
 import torch
 
 from asyncdiff_core.evaluator import Forecast, Inputs
+from asyncdiff_core.host.attachments import split_options
 from asyncdiff_core.host.dealing import WithOptions
 from asyncdiff_core.host.forecast import Forecaster
 from asyncdiff_core.host.layouts import entry_of, layout_of
 from asyncdiff_core.host.loading import Loader
-from asyncdiff_core.host.patches import portable_options
 from asyncdiff_core.host.remote import lane_key
 from asyncdiff_core.host.skeleton import make_remote
 from asyncdiff_core.host.stage_weights import ComfyStageModel, spec_of
@@ -138,7 +138,7 @@ class _Evaluation:
         self._done: dict[Any, list[torch.Tensor]] = {}  # for the reference's schedule
 
     def __call__(self, x: Any, options: dict[str, Any], with_options: WithOptions) -> Any:
-        options = portable_options(options)
+        options, _ = split_options(options)
         args, kwargs = with_options(options)
         if self._oracle is None:
             ranges = self._bench.ranges(self._setting.stages, args, kwargs)

@@ -12,11 +12,12 @@ another version of this module, and appears under its name only when it is compl
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -91,21 +92,53 @@ class StateDict(dict[str, torch.Tensor]):
 # Stable Diffusion 1.5
 
 
-def write_sd15(path: Path, *, levels: tuple[tuple[int, int], ...] = TWO_LEVELS) -> Path:
+def write_sd15(
+    path: Path, *, levels: tuple[tuple[int, int], ...] = TWO_LEVELS, channels: int = 4
+) -> Path:
     """Write an SD-1.5-type checkpoint for CheckpointLoaderSimple: UNet, CLIP-L and a TAESD.
 
     The text encoder's shape is fixed in ComfyUI, hence 235 MiB of the file, in fp16; the UNet is
-    in fp32, the type it runs in on a CPU.
+    in fp32, the type it runs in on a CPU. Nine input channels make it an inpaint model.
     """
 
     def make() -> dict[str, torch.Tensor]:
         return {
-            **_prefixed("model.diffusion_model.", unet(levels)),
+            **_prefixed("model.diffusion_model.", with_channels(unet(levels), channels)),
             **_prefixed("cond_stage_model.transformer.text_model.", _cast(clip(), torch.float16)),
             **_prefixed("first_stage_model.", taesd()),
         }
 
-    return _write(path, make, levels)
+    return _write(path, make, levels, channels)
+
+
+def with_channels(weights: StateDict, channels: int) -> StateDict:
+    """The UNet with more input channels, which the first convolution sees besides the latent's."""
+    first = weights["input_blocks.0.0.weight"]
+    more = torch.randn(
+        first.shape[0], channels - first.shape[1], *first.shape[2:], generator=weights.generator
+    )
+    weights["input_blocks.0.0.weight"] = torch.cat([first, 0.05 * more], dim=1)
+    return weights
+
+
+def write_controlnet(path: Path) -> Path:
+    """Write a ControlNet for the model of `write_sd15`, in the original format."""
+    return _write(path, lambda: _prefixed("control_model.", controlnet(TWO_LEVELS)))
+
+
+def controlnet(levels: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
+    """The UNet's encoder, a convolution for each of its outputs, and a stack for the hint."""
+    encoder = ("time_embed.", "input_blocks.", "middle_block.")
+    weights = StateDict(9)
+    weights.update({k: v for k, v in unet(levels).items() if k.startswith(encoder)})
+    widths = [3, 16, 16, 32, 32, 96, 96, 256, UNET_CHANNELS]
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        weights.conv(f"input_hint_block.{2 * number}", outputs, inputs)
+    num_outputs = 1 + max(int(k.split(".")[1]) for k in weights if k.startswith("input_blocks."))
+    for number in range(num_outputs):
+        weights.conv(f"zero_convs.{number}.0", UNET_CHANNELS, UNET_CHANNELS, (1, 1), gain=0.3)
+    weights.conv("middle_block_out.0", UNET_CHANNELS, UNET_CHANNELS, (1, 1), gain=0.3)
+    return weights
 
 
 def unet(levels: tuple[tuple[int, int], ...]) -> StateDict:
@@ -244,13 +277,13 @@ def taesd() -> StateDict:
 # Wan 2.1
 
 
-def write_wan(path: Path) -> Path:
+def write_wan(path: Path, **fields: Any) -> Path:
     """Write a Wan 2.1 text-to-video diffusion model for UNETLoader, in fp32.
 
     Its text is CLIP-L's: the metadata's ``config`` tells ComfyUI the fields that it would
-    otherwise take from the full-size model.
+    otherwise take from the full-size model. ``fields`` are more of them.
     """
-    config = {"transformer": {"text_dim": TEXT_WIDTH, "num_heads": WAN_HEADS}}
+    config = {"transformer": {"text_dim": TEXT_WIDTH, "num_heads": WAN_HEADS, **fields}}
     return _write(path, wan, config=json.dumps(config))
 
 
@@ -359,6 +392,41 @@ def lora(base: dict[str, torch.Tensor], rank: int = 4) -> StateDict:
             f"{name}.lora_up.weight", (outputs, rank, *(1 for _ in kernel)), 0.25 / rank**0.5
         )
         weights[f"{name}.alpha"] = torch.tensor(float(rank))
+    return weights
+
+
+LORA_KINDS = ("loha", "lokr", "dora", "diff")
+
+
+def write_lora_kind(path: Path, kind: str) -> Path:
+    """Write a change of another kind than `write_lora`'s to the model that `write_sd15` writes."""
+    return _write(path, lambda: lora_kind(unet(TWO_LEVELS), kind), kind)
+
+
+def lora_kind(base: dict[str, torch.Tensor], kind: str, rank: int = 2) -> StateDict:
+    """Changes to the linear layers of ``base``, of a kind in ``LORA_KINDS``."""
+    weights = StateDict(8)
+    for key, weight in base.items():
+        layer, _, suffix = key.rpartition(".")
+        if suffix != "weight" or not layer.endswith(LORA_LAYERS) or weight.ndim != 2:
+            continue
+        outputs, inputs = weight.shape
+        name = "lora_unet_" + layer.replace(".", "_")
+        if kind == "loha":
+            for half in ("w1", "w2"):
+                weights.normal(f"{name}.hada_{half}_a", (outputs, rank), 0.1)
+                weights.normal(f"{name}.hada_{half}_b", (rank, inputs), 0.1)
+        elif kind == "lokr":
+            weights.normal(f"{name}.lokr_w1", (2, 2), 0.3)
+            weights.normal(f"{name}.lokr_w2", (outputs // 2, inputs // 2), 0.3 / inputs**0.5)
+        elif kind == "diff":
+            weights.normal(f"{name}.diff", (outputs, inputs), 0.2 / inputs**0.5)
+        else:
+            weights.normal(f"{name}.lora_down.weight", (rank, inputs), inputs**-0.5)
+            weights.normal(f"{name}.lora_up.weight", (outputs, rank), 0.25)
+            weights[f"{name}.dora_scale"] = weight.norm(dim=1, keepdim=True)
+        if kind != "diff":
+            weights[f"{name}.alpha"] = torch.tensor(float(rank))
     return weights
 
 

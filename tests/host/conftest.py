@@ -9,7 +9,7 @@ import pytest
 from demo import shapes
 from demo.comfy_server import ComfyServer
 
-from .lab import write_models
+from .lab import ADAPTER_PACK, write_models
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     a CPU result depend on the number of threads, and a worker has no more.
     """
     base_dir = tmp_path_factory.mktemp("comfyui")
-    env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK]
+    env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK, ADAPTER_PACK]
     with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         yield running
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from demo import graphs
 from demo.comfy_server import ComfyServer
@@ -21,6 +21,7 @@ EMPTY = {
     "sd3": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
     "wan": node("EmptyHunyuanLatentVideo", width=96, height=96, length=5, batch_size=1),
 }
+ADAPTER_PACK = Path(__file__).parent / "adapter_pack"
 PROMPT = "a harbour in the morning mist, boats, soft light"
 NEGATIVE_PROMPT = "blurry, text"
 
@@ -100,17 +101,7 @@ def last_report(server: ComfyServer) -> dict[str, Any]:
     return report
 
 
-def write_pixart(path: Path) -> None:
-    """What ComfyUI needs to see to take a file for PixArt, and no more."""
-    width, depth = 1152, 1
-    shapes = {
-        "t_block.1.weight": (6 * width, width),
-        "y_embedder.y_embedding": (120, 4096),
-        "y_embedder.y_proj.fc1.weight": (width, 4096),
-        "x_embedder.proj.weight": (width, 4, 2, 2),
-        "final_layer.scale_shift_table": (2, width),
-        "final_layer.linear.weight": (32, width),
-        **{f"blocks.{i}.scale_shift_table": (6, width) for i in range(depth)},
-        **{f"blocks.{i}.attn.qkv.weight": (3 * width, width) for i in range(depth)},
-    }
-    save_file({key: torch.zeros(shape, dtype=torch.float16) for key, shape in shapes.items()}, path)
+def write_unsupported(models: Path) -> str:
+    """A model that ComfyUI runs and that has no layout: the autoregressive Wan. The file's name."""
+    path = models / "diffusion_models" / "causal-wan.safetensors"
+    return checkpoints.write_wan(path, causal_ar=True).name

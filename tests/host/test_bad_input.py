@@ -10,7 +10,7 @@ import torch
 from demo.comfy_server import ComfyServer, PromptFailed, PromptRejected
 from demo.graphs import Workflow, node, resampled
 
-from .lab import asyncdiff, latent, workflow, write_pixart
+from .lab import asyncdiff, latent, workflow, write_unsupported
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +82,12 @@ def test_truncated_checkpoint(lab: ComfyServer) -> None:
 
 def test_architecture_without_a_layout(lab: ComfyServer) -> None:
     """A checkpoint that ComfyUI loads and that this pack does not know how to cut."""
-    write_pixart(lab.models / "diffusion_models" / "pixart.safetensors")
-    flow = asyncdiff(workflow("sd3"))
-    inputs = {**flow["model"]["inputs"], "unet_name": "pixart.safetensors"}
+    flow = asyncdiff(workflow("wan"))
+    inputs = {**flow["model"]["inputs"], "unet_name": write_unsupported(lab.models)}
     flow["model"] = node("AsyncDiffDiffusionModelLoader", **inputs)
     error = failure(lab, flow)
     assert error.node_type == "AsyncDiffDiffusionModelLoader"
-    assert "PixArt" in error.exception_message and "no layout" in error.exception_message
+    assert "CausalWanModel" in error.exception_message and "no layout" in error.exception_message
 
 
 def test_warm_up_below_one(lab: ComfyServer) -> None:
@@ -98,13 +97,22 @@ def test_warm_up_below_one(lab: ComfyServer) -> None:
     assert "warm_up" in str(caught.value)
 
 
-def test_model_patches_are_refused_by_name(lab: ComfyServer) -> None:
+def test_a_patch_that_reports_back_is_refused_by_name(lab: ComfyServer) -> None:
+    """What it sees in a worker would not reach the function in ComfyUI's process."""
     flow = asyncdiff(workflow("sd15"))
-    flow["freeu"] = node("FreeU_V2", model=["model", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
-    error = failure(lab, resampled(flow, model=["freeu", 0]))
+    flow["sag"] = node("SelfAttentionGuidance", model=["model", 0], scale=0.5, blur_sigma=2.0)
+    error = failure(lab, resampled(flow, model=["sag", 0]))
     assert error.node_type == "AsyncDiffKSampler"
-    assert "output_block_patch" in error.exception_message
-    assert "FreeU" in error.exception_message
+    assert "SelfAttentionGuidance.execute.<locals>.attn_and_record" in error.exception_message
+
+
+def test_a_patch_that_draws_random_numbers_is_refused_by_name(lab: ComfyServer) -> None:
+    flow = asyncdiff(workflow("sd15"))
+    tiles = {"tile_size": 32, "swap_size": 4, "max_depth": 1, "scale_depth": False}
+    flow["tiles"] = node("HyperTile", model=["model", 0], **tiles)
+    error = failure(lab, resampled(flow, model=["tiles", 0]))
+    assert "draws random numbers" in error.exception_message
+    assert "HyperTile.execute.<locals>.hypertile_in" in error.exception_message
 
 
 def test_second_model_of_a_merge_is_refused(lab: ComfyServer) -> None:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from demo.comfy_server import REPO_ROOT
 
-FOLDER = Path(__file__).parent / "own_process"
-
-
-def run(script: str, *arguments: Path, timeout: float) -> dict[str, bool]:
-    """What the script compared, and whether it held."""
-    done = subprocess.run(
-        [sys.executable, FOLDER / script, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    held: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
-    return held
+from .processes import run
 
 
 @pytest.mark.timeout(900)
@@ -40,4 +22,12 @@ def test_reduced_sdxl(comfyui_path: Path) -> None:
 def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) -> None:
     held = run("short_training.py", comfyui_path, REPO_ROOT, tmp_path, timeout=280)
     assert len(held) == 6
+    assert [name for name, value in held.items() if not value] == []
+
+
+@pytest.mark.timeout(600)
+def test_workers_on_a_few_architectures(comfyui_path: Path) -> None:
+    """What the links of each kind of layout carry, between real workers."""
+    held = run("group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
+    assert len(held) == 5 * 3
     assert [name for name, value in held.items() if not value] == []

@@ -42,11 +42,11 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
     import reduced_sdxl
     import torch
 
+    from asyncdiff_core.host.attachments import split_options
     from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.host.forecast import Forecaster
     from asyncdiff_core.host.layouts import entry_of, layout_of
     from asyncdiff_core.host.loading import Loader
-    from asyncdiff_core.host.patches import portable_options
     from asyncdiff_core.host.pool import POOL
     from asyncdiff_core.host.remote import lane_key
     from asyncdiff_core.host.skeleton import build_skeleton, make_remote
@@ -92,7 +92,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
         forecaster = Forecaster(patcher.model.model_sampling)
 
         def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
-            options = portable_options(options)
+            options, _ = split_options(options)
             forecast = forecaster.forecast(options, with_options)
             return oracle.evaluate(lane_key(options, x), *with_options(options), forecast)
 

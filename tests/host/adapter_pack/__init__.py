@@ -1,0 +1,59 @@
+"""A node pack of the tests: attention replaced as IP-Adapter does it, by objects with tensors.
+
+ComfyUI loads packs under names that no other process can import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .attention import ImageAttention
+
+BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
+
+
+class TestImageAdapter:
+    """Adds attention to eight tokens of an imaginary image, in blocks of every stage."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"model": ("MODEL",), "weight": ("FLOAT", {"default": 0.5})}}
+
+    def patch(self, model: Any, weight: float) -> tuple[Any]:
+        model = model.clone()
+        for number, (block, index) in enumerate(BLOCKS):
+            model.set_model_attn2_replace(ImageAttention(weight, number), block, index)
+        return (model,)
+
+
+class TestModelPatch:
+    """A patch that brings a model of its own."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model: Any) -> tuple[Any]:
+        model = model.clone()
+        own = model.clone()
+
+        class Patch:
+            def __call__(self, args: Any) -> Any:
+                return args
+
+            def models(self) -> list[Any]:
+                return [own]
+
+        model.set_model_patch(Patch(), "post_input")
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"TestImageAdapter": TestImageAdapter, "TestModelPatch": TestModelPatch}

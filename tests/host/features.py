@@ -1,0 +1,350 @@
+"""What people do to models, as changes to a workflow, and what becomes of each on our MODEL.
+
+`FEATURES` is the table behind test_features.py and docs/compatibility.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demo.comfy_server import ComfyServer, PromptFailed
+from demo.graphs import Workflow, node, resampled
+
+from . import checkpoints
+from .lab import asyncdiff, latent, workflow
+
+Change = Callable[[Workflow], Workflow]
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One row.
+
+    Attributes:
+        name: what people call it, with the nodes in it.
+        kind: which model of lab.py it is tried on.
+        change: the stock workflow with it.
+        refusal: a part of the error that names it, or None where the result is exact.
+        steps: of the sampler; caches want some more.
+        base: the workflow that it is compared with, to see that it does something.
+    """
+
+    name: str
+    kind: str
+    change: Change
+    refusal: str | None = None
+    steps: int = STEPS
+    base: Change = staticmethod(lambda flow: flow)
+
+
+def write_files(models: Path) -> None:
+    """The files that features need besides those of lab.write_models."""
+    wide = ((1, 1), (2, 1))
+    checkpoints.write_sd15(models / "checkpoints" / "tiny-wide.safetensors", levels=wide)
+    checkpoints.write_controlnet(models / "controlnet" / "tiny-control.safetensors")
+    checkpoints.write_sd15(models / "checkpoints" / "tiny-inpaint.safetensors", channels=9)
+    for kind in checkpoints.LORA_KINDS:
+        checkpoints.write_lora_kind(models / "loras" / f"tiny-{kind}.safetensors", kind)
+
+
+def outcome(lab: ComfyServer, feature: Feature) -> str:
+    """``exact`` or ``refused``, as tried now.
+
+    Raises:
+        AssertionError: it is neither, or not what the table says.
+    """
+    plain = feature.base(workflow(feature.kind, steps=feature.steps))
+    flow = feature.change(plain)
+    if feature.refusal is None:
+        stock = latent(lab, flow)
+        assert torch.isfinite(stock).all(), feature.name
+        assert not _equal(stock, _plain(lab, plain)), f"{feature.name} does nothing"
+        assert _equal(latent(lab, asyncdiff(flow, warm_up=100)), stock), feature.name
+        return "exact"
+    try:
+        latent(lab, asyncdiff(flow, warm_up=100))
+    except PromptFailed as error:
+        assert feature.refusal in error.exception_message, error.exception_message
+        return "refused"
+    raise AssertionError(f"{feature.name} is not refused")
+
+
+_plain_results: dict[str, torch.Tensor] = {}
+
+
+def _plain(lab: ComfyServer, flow: Workflow) -> torch.Tensor:
+    key = repr(flow)
+    if key not in _plain_results:
+        _plain_results[key] = latent(lab, flow)
+    return _plain_results[key]
+
+
+def _equal(some: torch.Tensor, other: torch.Tensor) -> bool:
+    return some.shape == other.shape and torch.equal(some, other)
+
+
+def patched(class_type: str, **inputs: Any) -> Change:
+    """A node between the model and the sampler."""
+
+    def change(flow: Workflow) -> Workflow:
+        model = flow["sampler"]["inputs"]["model"]
+        number = f"patch-{len(flow)}"
+        more = {**flow, number: node(class_type, model=model, **inputs)}
+        return resampled(more, model=[number, 0])
+
+    return change
+
+
+def chain(*changes: Change) -> Change:
+    def change(flow: Workflow) -> Workflow:
+        for each in changes:
+            flow = each(flow)
+        return flow
+
+    return change
+
+
+def loaded(**inputs: Any) -> Change:
+    """Other inputs of the loader."""
+
+    def change(flow: Workflow) -> Workflow:
+        stock = flow["model"]
+        return {**flow, "model": node(stock["class_type"], **{**stock["inputs"], **inputs})}
+
+    return change
+
+
+def lora(file: str, strength: float = 1.0) -> Change:
+    return patched("LoraLoaderModelOnly", lora_name=file, strength_model=strength)
+
+
+def controlled(*strengths: float) -> Change:
+    """ControlNets, one after the other."""
+
+    def change(flow: Workflow) -> Workflow:
+        flow = {
+            **flow,
+            "control": node("ControlNetLoader", control_net_name="tiny-control.safetensors"),
+        }
+        positive, negative = ["positive", 0], ["negative", 0]
+        for number, strength in enumerate(strengths):
+            color = 0x3366CC >> 4 * number
+            flow[f"hint-{number}"] = node(
+                "EmptyImage", width=128, height=128, batch_size=1, color=color
+            )
+            flow[f"apply-{number}"] = node(
+                "ControlNetApplyAdvanced",
+                positive=positive,
+                negative=negative,
+                control_net=["control", 0],
+                image=[f"hint-{number}", 0],
+                strength=strength,
+                start_percent=0.0,
+                end_percent=1.0 - 0.4 * number,
+            )
+            positive, negative = [f"apply-{number}", 0], [f"apply-{number}", 1]
+        return resampled(flow, positive=positive, negative=negative)
+
+    return change
+
+
+def masked(flow: Workflow) -> Workflow:
+    """A noise mask with soft values on the left half."""
+    area = node("SolidMask", value=0.6, width=64, height=128)
+    whole = node("SolidMask", value=0.0, width=128, height=128)
+    mask = node(
+        "MaskComposite", destination=["whole", 0], source=["area", 0], x=0, y=0, operation="add"
+    )
+    flow = {**flow, "area": area, "whole": whole, "mask": mask}
+    flow["masked"] = node("SetLatentNoiseMask", samples=["empty", 0], mask=["mask", 0])
+    return resampled(flow, latent_image=["masked", 0], denoise=0.8)
+
+
+def inpainted(flow: Workflow) -> Workflow:
+    """A model with nine input channels."""
+    flow = chain(loaded(ckpt_name="tiny-inpaint.safetensors"), masked)(flow)
+    flow["picture"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0x336699)
+    flow["conditioned"] = node(
+        "InpaintModelConditioning",
+        positive=["positive", 0],
+        negative=["negative", 0],
+        vae=["model", 2],
+        pixels=["picture", 0],
+        mask=["mask", 0],
+        noise_mask=True,
+    )
+    return resampled(
+        flow,
+        positive=["conditioned", 0],
+        negative=["conditioned", 1],
+        latent_image=["conditioned", 2],
+    )
+
+
+def hooked(flow: Workflow) -> Workflow:
+    """A LoRA on a conditioning."""
+    flow = {
+        **flow,
+        "hook": node(
+            "CreateHookLora",
+            lora_name="tiny-sd15-lora.safetensors",
+            strength_model=1.0,
+            strength_clip=0.0,
+        ),
+        "hooked": node(
+            "ConditioningSetProperties",
+            cond_NEW=["positive", 0],
+            strength=1.0,
+            set_cond_area="default",
+            hooks=["hook", 0],
+        ),
+    }
+    return resampled(flow, positive=["hooked", 0])
+
+
+WIDE = loaded(ckpt_name="tiny-wide.safetensors")  # for FreeU, ToMe
+FREEU = patched("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+CACHE = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+
+FEATURES = (
+    Feature("ControlNet", "sd15", controlled(0.8)),
+    Feature("ControlNet, several, with ranges of steps", "sd15", controlled(0.8, 0.5)),
+    Feature("FreeU", "sd15", patched("FreeU", b1=1.1, b2=1.2, s1=0.9, s2=0.2), base=WIDE),
+    Feature("FreeU V2", "sd15", FREEU, base=WIDE),
+    Feature("attention replaced as by IP-Adapter", "sd15", patched("TestImageAdapter", weight=0.7)),
+    Feature(
+        "the same with UNetCrossAttentionMultiply, ControlNet and LoRA",
+        "sd15",
+        chain(
+            patched("TestImageAdapter", weight=0.7),
+            patched("UNetCrossAttentionMultiply", q=1.1, k=0.9, v=1.2, out=1.0),
+            lora("tiny-sd15-lora.safetensors"),
+            controlled(0.8),
+        ),
+    ),
+    Feature(
+        "Perturbed-Attention Guidance", "sd15", patched("PerturbedAttentionGuidance", scale=3.0)
+    ),
+    Feature(
+        "Skip Layer Guidance (DiT)",
+        "sd3",
+        patched(
+            "SkipLayerGuidanceDiT",
+            double_layers="3",
+            single_layers="",
+            scale=3.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            rescaling_scale=0.0,
+        ),
+        refusal="SkipLayerGuidanceDiT",
+    ),
+    Feature(
+        "Self-Attention Guidance",
+        "sd15",
+        patched("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0),
+        refusal="SelfAttentionGuidance.execute.<locals>.attn_and_record",
+    ),
+    Feature(
+        "Normalized Attention Guidance",
+        "sd15",
+        patched("NAGuidance", nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5),
+    ),
+    Feature(
+        "HyperTile, swap_size 1",
+        "sd15",
+        patched("HyperTile", tile_size=32, swap_size=1, max_depth=1, scale_depth=False),
+    ),
+    Feature(
+        "HyperTile, random tiles",
+        "sd15",
+        patched("HyperTile", tile_size=32, swap_size=4, max_depth=1, scale_depth=False),
+        refusal="draws random numbers",
+    ),
+    Feature(
+        "ToMe (TomePatchModel)",
+        "sd15",
+        patched("TomePatchModel", ratio=0.5),
+        refusal="TomePatchModel",
+        base=WIDE,
+    ),
+    Feature(
+        "PatchModelAddDownscale (Kohya Deep Shrink)",
+        "sd15",
+        patched(
+            "PatchModelAddDownscale",
+            block_number=2,
+            downscale_factor=2.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            downscale_after_skip=True,
+            downscale_method="bicubic",
+            upscale_method="bicubic",
+        ),
+    ),
+    Feature(
+        "UNetCrossAttentionMultiply",
+        "sd15",
+        patched("UNetCrossAttentionMultiply", q=1.1, k=0.9, v=1.2, out=1.0),
+    ),
+    Feature("RescaleCFG", "sd15", patched("RescaleCFG", multiplier=0.7)),
+    Feature("FreSca", "sd15", patched("FreSca", scale_low=1.0, scale_high=1.5, freq_cutoff=2)),
+    Feature("CFGZeroStar", "sd3", patched("CFGZeroStar")),
+    Feature("APG", "sd3", patched("APG", eta=1.0, norm_threshold=5.0, momentum=0.1)),
+    Feature("noise mask, denoise below 1", "sd15", masked),
+    Feature(
+        "Differential Diffusion",
+        "sd15",
+        chain(masked, patched("DifferentialDiffusion")),
+    ),
+    Feature("inpaint model (nine channels)", "sd15", inpainted),
+    Feature("EasyCache", "wan", patched("EasyCache", **CACHE), steps=8),
+    Feature("LazyCache", "wan", patched("LazyCache", **CACHE), steps=8),
+    Feature(
+        "ModelSamplingDiscrete (v-prediction, zero SNR)",
+        "sd15",
+        patched("ModelSamplingDiscrete", sampling="v_prediction", zsnr=True),
+    ),
+    Feature("ModelSamplingSD3", "wan", patched("ModelSamplingSD3", shift=5.0)),
+    Feature(
+        "ScaleROPE",
+        "wan",
+        patched(
+            "ScaleROPE", scale_x=1.5, shift_x=0.5, scale_y=1.0, shift_y=0.0, scale_t=1.0, shift_t=0
+        ),
+    ),
+    *(
+        Feature(f"LoRA of the kind {kind}", "sd15", lora(f"tiny-{kind}.safetensors"))
+        for kind in checkpoints.LORA_KINDS
+    ),
+    Feature(
+        "several LoRAs",
+        "sd15",
+        chain(
+            lora("tiny-sd15-lora.safetensors", 0.7),
+            lora("tiny-lokr.safetensors", 0.5),
+            lora("tiny-loha.safetensors", -0.5),
+        ),
+    ),
+    Feature("LoRA on a conditioning (hooks)", "sd15", hooked, refusal="LoRA hooks"),
+    Feature("weight_dtype fp8_e4m3fn", "wan", loaded(weight_dtype="fp8_e4m3fn")),
+    Feature("weight_dtype fp8_e5m2", "sd3", loaded(weight_dtype="fp8_e5m2")),
+    Feature(
+        "torch.compile (TorchCompileModel)",
+        "sd15",
+        patched("TorchCompileModel", backend="inductor"),
+        refusal="TorchCompileModel",
+    ),
+    Feature(
+        "patches that bring a model of their own",
+        "sd15",
+        patched("TestModelPatch"),
+        refusal="brings a model of its own",
+    ),
+)

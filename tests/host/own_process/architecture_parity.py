@@ -1,0 +1,109 @@
+"""Run in a process of its own: stages of every architecture against its plain forward, bit by bit.
+
+    python architecture_parity.py COMFYUI PACK [LABEL ..]
+
+Prints one JSON object: per architecture its class, its number of units, and what was compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+
+def main(comfyui: str, pack: str, *labels: str) -> None:
+    sys.path[:0] = [comfyui, pack]
+    sys.argv[1:] = ["--cpu", "--use-pytorch-cross-attention"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import torch
+    from architectures import ARCHITECTURES, Architecture
+    from torch.utils import _pytree as pytree
+
+    from asyncdiff_core.costs import parameter_costs
+    from asyncdiff_core.host.layouts import entry_of, layout_of
+    from asyncdiff_core.oracle import Oracle, _copy_inputs
+    from asyncdiff_core.partition import Range, partition
+    from asyncdiff_core.schedule import AsyncSchedule
+    from asyncdiff_core.stage import StagedModel, copy_output
+    from asyncdiff_core.trunk import Trunk
+
+    torch.set_num_threads(1)
+
+    def same(a: object, b: object) -> bool:
+        pairs = zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True)
+        return all(torch.equal(x, y) for x, y in pairs)
+
+    def compare(architecture: Architecture) -> dict[str, object]:
+        model = architecture.build()
+        entry = entry_of(model)
+        inputs = [architecture.evaluation(number) for number in range(3)]
+        plain = []
+        for args, kwargs in inputs:
+            args, kwargs = _copy_inputs(args, kwargs)
+            plain.append(getattr(model, entry)(*args, **kwargs))
+        trunk = Trunk.of(model, layout_of(model))
+        staged = StagedModel(model, trunk, entry)
+        num_units = len(trunk.units)
+
+        def run(ranges: list[Range], warm_up: int, number: int = 3) -> list[object]:
+            oracle = Oracle(staged, ranges)
+            oracle.begin_run(AsyncSchedule(warm_up))
+            outputs = [oracle.evaluate("lane", *each) for each in inputs[:number]]
+            oracle.end_run()
+            return outputs
+
+        held: dict[str, object] = {}
+        # At every place: whatever a unit reads of earlier ones has to be in the links.
+        held["cut anywhere"] = all(
+            same(run([(0, cut), (cut, num_units)], 1, 1), plain[:1]) for cut in range(1, num_units)
+        )
+        for stages in (2, 3, 4):
+            ranges = partition(parameter_costs(trunk), [1.0] * stages)
+            held[f"N={stages}"] = same(run(ranges, 3), plain)
+            held[f"N={stages} async"] = same(run(ranges, 1), by_hand(staged, ranges, inputs))
+        held["async differs"] = not same(run(ranges, 1)[1:], plain[1:])
+        return {"class": type(model).__name__, "units": num_units, "held": held}
+
+    def by_hand(staged: StagedModel, ranges: list[Range], inputs: list) -> list[object]:
+        """The evaluations as the algorithm writes them, with every output of every unit kept.
+
+        Stage k of evaluation i takes from the stages before it what they made in evaluation i-1.
+        """
+        num_units = len(staged.trunk.units)
+        before: dict[int, object] = {}
+        metas: list = []
+        results = []
+        for index, each in enumerate(inputs):
+            now: dict[int, object] = {}
+            for start, stop in ranges:
+                stored = now if index == 0 else before
+                result, executed = staged.run_stage(
+                    *((start, stop), *_copy_inputs(*each)),
+                    stored={u: copy_output(out) for u, out in stored.items() if u < start},
+                    metas=metas,
+                    produced=range(num_units),
+                    sink=lambda unit, output, now=now: now.setdefault(unit, copy_output(output)),
+                    record=index == 0,
+                )
+                metas += executed
+            results.append(result)
+            before = now
+        return results
+
+    report = {}
+    with torch.inference_mode():
+        for architecture in ARCHITECTURES:
+            if labels and architecture.label not in labels:
+                continue
+            try:
+                report[architecture.label] = compare(architecture)
+            except Exception:
+                report[architecture.label] = {"error": traceback.format_exc()}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

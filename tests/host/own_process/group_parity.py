@@ -1,0 +1,84 @@
+"""Run in a process of its own: workers, oracle and stock ComfyUI on a few architectures.
+
+    python group_parity.py COMFYUI PACK
+
+Prints one JSON object: the name of each comparison, and whether it held.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main(comfyui: str, pack: str) -> None:
+    sys.path[:0] = [comfyui, pack]
+    sys.argv[1:] = ["--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.sample
+    import comfy.utils
+    import torch
+    from tiny_models import CONFIGS, conditioning, empty_latent, load
+
+    from asyncdiff_core.host.attachments import split_options
+    from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
+    from asyncdiff_core.host.layouts import entry_of, layout_of
+    from asyncdiff_core.host.loading import Loader
+    from asyncdiff_core.host.pool import POOL
+    from asyncdiff_core.host.remote import lane_key
+    from asyncdiff_core.host.skeleton import build_skeleton, make_remote
+    from asyncdiff_core.oracle import Oracle
+    from asyncdiff_core.schedule import AsyncSchedule
+    from asyncdiff_core.stage import StagedModel
+    from asyncdiff_core.trunk import Trunk
+
+    torch.set_num_threads(1)
+    comfy.utils.PROGRESS_BAR_ENABLED = False
+    steps = 4
+
+    def sample(model: object, name: str) -> torch.Tensor:
+        empty = empty_latent(name)
+        noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(1))
+        prompts = conditioning(name, 2), conditioning(name, 3)
+        return comfy.sample.sample(
+            *(model, noise, steps, 3.0, "euler", "simple", *prompts, empty), seed=5
+        )
+
+    def oracle_model(name: str, ranges: list, warm_up: int) -> object:
+        real = load(name).model.diffusion_model
+        trunk = Trunk.of(real, layout_of(real))
+        oracle = Oracle(StagedModel(real, trunk, entry_of(real)), ranges)
+        oracle.begin_run(AsyncSchedule(warm_up))
+        patcher = build_skeleton(Loader("tiny_models:load", (name,)))
+        patcher.partially_load = lambda *args, **kwargs: 0
+
+        def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
+            options, _ = split_options(options)
+            return oracle.evaluate(lane_key(options, x), *with_options(options))
+
+        make_remote(patcher.model.diffusion_model, evaluate)
+        return patcher
+
+    held = {}
+    with torch.inference_mode():
+        for name in CONFIGS:
+            stock_model = load(name)
+            stock = sample(stock_model, name)
+            assert torch.isfinite(stock).all(), name
+            workers = 3 if name == "Wan VACE" else 2
+            model = parallelize(stock_model, plan_for(",".join(["cpu"] * workers)))
+            full = sample(with_schedule(model, steps, False), name)
+            held[f"{name}: full warm-up equals stock"] = torch.equal(full, stock)
+            ours = sample(with_schedule(model, 1, False), name)
+            ranges = POOL.peek(model.remote.key).ranges
+            oracle = sample(oracle_model(name, ranges, 1), name)
+            held[f"{name}: async equals oracle"] = torch.equal(ours, oracle)
+            held[f"{name}: async differs from stock"] = not torch.equal(ours, stock)
+            POOL.close()
+    print(json.dumps(held))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,33 @@
+"""Every layout, on tiny random models of ComfyUI's own classes, in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncdiff_core.host.layouts import LAYOUTS
+from demo.comfy_server import REPO_ROOT
+
+from .processes import run
+
+COMPARISONS = {
+    "cut anywhere",
+    *(f"N={stages}" for stages in (2, 3, 4)),
+    *(f"N={stages} async" for stages in (2, 3, 4)),
+    "async differs",
+}
+
+
+@pytest.mark.timeout(600)
+def test_stages_equal_the_plain_forward(comfyui_path: Path) -> None:
+    """Full warm-up equals the plain forward at every cut, async equals what the algorithm says."""
+    report: dict[str, Any] = run("architecture_parity.py", comfyui_path, REPO_ROOT, timeout=580)
+    errors = {label: row["error"] for label, row in report.items() if "error" in row}
+    assert errors == {}
+    assert {row["class"] for row in report.values()} == set(LAYOUTS)
+    for label, row in report.items():
+        assert set(row["held"]) == COMPARISONS, label
+        failed = [name for name, value in row["held"].items() if value is not True]
+        assert failed == [], f"{label}: {failed}"

@@ -1,0 +1,19 @@
+"""What people do to models: exact at full warm-up, or refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.comfy_server import ComfyServer
+
+from .features import FEATURES, Feature, outcome, write_files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(lab: ComfyServer) -> None:
+    write_files(lab.models)
+
+
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+def test_feature(lab: ComfyServer, feature: Feature) -> None:
+    assert outcome(lab, feature) == ("refused" if feature.refusal else "exact")
