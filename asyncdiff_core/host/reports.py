@@ -13,7 +13,7 @@ _runs: deque[dict[str, Any]] = deque(maxlen=_KEEP)
 
 def record(report: RunReport) -> None:
     """Keep `report`, with the prompt and the node that it belongs to."""
-    context = _executing_context()
+    context = executing_context()
     if context is not None:
         report.prompt_id, report.node_id = context.prompt_id, context.node_id
     _runs.append(report.as_dict())
@@ -24,7 +24,13 @@ def last_runs() -> list[dict[str, Any]]:
     return list(_runs)
 
 
-def _executing_context() -> Any:
+def runs_of(prompt_id: str) -> list[dict[str, Any]]:
+    """Those of the last runs that belong to this prompt, in their order."""
+    return [run for run in _runs if run["prompt_id"] == prompt_id]
+
+
+def executing_context() -> Any:
+    """The prompt and the node that this thread executes; None outside of one."""
     try:
         from comfy_execution.utils import get_executing_context
     except ImportError:  # ComfyUI before 0.3.50

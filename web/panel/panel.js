@@ -1,0 +1,159 @@
+/** The sidebar tab: problems, the groups with their workers, and the timeline of the last run. */
+
+import { StatusClient } from "../status.js";
+import { workerCard } from "./cards.js";
+import { button, h, icon } from "./dom.js";
+import { LiveTimeline } from "./live.js";
+import { planPicture } from "./picture.js";
+import { Timeline, reportRows } from "./timeline.js";
+import { phaseWords, plainError, planWords, seconds } from "./words.js";
+
+const STATE_WORDS = {
+  starting: "workers are starting",
+  idle: "ready",
+  loading: "loading weights",
+  sampling: "sampling",
+  parked: "no weights loaded",
+  broken: "stopped",
+};
+
+export class Panel {
+  #client;
+  #openPath;
+  #problems = h("div.ad-problems", { role: "status" });
+  #groups = h("div");
+  #run = h("section.ad-run");
+  #runTitle = h("h3");
+  #runWords = h("p.ad-faint");
+  #timeline = new Timeline();
+  #live = new LiveTimeline();
+  #stopListening;
+  #note = null;
+
+  /** @param {(path: string) => void} openPath shows what the server has under a path */
+  constructor(element, client, openPath) {
+    this.#client = client;
+    this.#openPath = openPath;
+    this.#run.append(
+      h("header", {}, this.#runTitle, button("Show all", "arrows-h", () => this.#timeline.showAll())),
+      this.#runWords,
+      legend(),
+      this.#timeline.element,
+      h("p.ad-faint.ad-hint", {}, "Wheel: zoom. Drag: move. Double click: show all."),
+    );
+    const title = h("header.ad-title", {}, h("h2", {}, "AsyncDiff"));
+    element.replaceChildren(
+      h("div.ad-panel", {}, title, this.#problems, this.#groups, this.#run),
+    );
+    this.#stopListening = client.listen(() => this.#show());
+    this.#show();
+  }
+
+  close() {
+    this.#stopListening();
+    this.#timeline.close();
+  }
+
+  #show() {
+    const { status, report, problem } = this.#client;
+    this.#problems.replaceChildren(...problemsOf(status, problem, this.#note));
+    const groups = status?.groups ?? [];
+    this.#groups.replaceChildren(
+      ...(groups.length ? groups.map((group) => this.#group(group, report)) : status ? [empty()] : []),
+    );
+    const running = groups.find((group) => group.run && group.run.evaluations);
+    if (running) this.#showLive(running);
+    else if (report) this.#showReport(report);
+    this.#run.hidden = !running && !report;
+  }
+
+  #group(group, report) {
+    const isLast = report && report.workers.some((one) => group.workers.some((w) => w.pid === one.pid));
+    const ofReport = (worker) => (isLast ? report.workers.find((one) => one.pid === worker.pid) : undefined);
+    const openLog = (worker) => () => this.#openPath(StatusClient.logPath(group.id, worker.rank));
+    return h(
+      "article.ad-group",
+      { "data-group": group.id, "data-state": group.state },
+      h(
+        "header",
+        {},
+        h("h3", { title: group.files.join("\n") }, group.files[0] ?? group.model),
+        button("Release", "eject", () => this.#release(group), {
+          title: "End these workers and give their memory back",
+          ...(group.state === "sampling" ? { disabled: "" } : {}),
+        }),
+      ),
+      h(
+        "p.ad-faint",
+        {},
+        `${group.model} · ${planWords(group.plan)} · ${STATE_WORDS[group.state] ?? group.state}`,
+      ),
+      planPicture(group),
+      group.run ? progress(group.run) : null,
+      h("div.ad-cards", {}, ...group.workers.map((w) => workerCard(w, ofReport(w), report?.seconds, openLog(w)))),
+    );
+  }
+
+  async #release(group) {
+    try {
+      const { busy } = await this.#client.release(group.id);
+      this.#note = busy.length ? "These workers are sampling. Cancel the run first." : null;
+    } catch (error) {
+      this.#note = `The workers were not released: ${error.message}`;
+    }
+    this.#show();
+  }
+
+  #showLive(group) {
+    const { rows, length } = this.#live.add(group, performance.now() / 1000);
+    this.#runTitle.textContent = "This run";
+    this.#runWords.textContent = phaseWords(group.run);
+    this.#timeline.show(rows, length);
+  }
+
+  #showReport(report) {
+    this.#runTitle.textContent = "Last run";
+    const plan = `${report.model} · ${planWords(report.plan)} · warm-up ${report.schedule.warm_up}`;
+    this.#runWords.textContent = `${seconds(report.seconds)} · ${report.evaluations.length} evaluations · ${plan}`;
+    const ends = report.workers.flatMap((worker) => worker.spans.map((span) => span.end));
+    this.#timeline.show(reportRows(report), Math.max(report.seconds, ...ends));
+  }
+}
+
+/** One bar for the run: its warm-up in one colour, the rest in the other. */
+function progress(run) {
+  const all = Math.max(run.steps ?? run.evaluations, run.evaluations, 1);
+  const warm = Math.min(run.evaluations, run.warm_up);
+  const part = (kind, number) => h(`span.ad-${kind}`, { style: `width: ${(100 * number) / all}%` });
+  return h(
+    "div.ad-progress",
+    {},
+    h("span.ad-track", {}, part("sync", warm), part("async", run.evaluations - warm)),
+    h("span.ad-phase", {}, phaseWords(run)),
+  );
+}
+
+function problemsOf(status, problem, note) {
+  const texts = [problem, note];
+  for (const group of status?.groups ?? []) texts.push(group.last_error && plainError(group.last_error));
+  const last = status?.last_errors.at(-1);
+  if (last) texts.push(plainError(last.text));
+  return [...new Set(texts.filter(Boolean))].map((text) =>
+    h("div.ad-problem", {}, icon("exclamation-triangle"), h("p", {}, text)),
+  );
+}
+
+function empty() {
+  return h(
+    "div.ad-empty",
+    {},
+    icon("server"),
+    h("strong", {}, "No workers"),
+    h("p.ad-faint", {}, "They start when a node of the category AsyncDiff runs, and stay for the next run."),
+  );
+}
+
+function legend() {
+  const item = (kind, words) => h("span", {}, h(`i.ad-swatch.ad-${kind}`), words);
+  return h("p.ad-legend", {}, item("sync", "synchronous"), item("async", "asynchronous"), item("wait", "waiting"));
+}
