@@ -30,6 +30,8 @@ export class StatusClient {
   status = null;
   /** The report of the last run that has ended; null if there is none. */
   report = null;
+  /** When a prompt last ended well, in seconds since 1970; 0 if none did while this page is open. */
+  lastSuccess = 0;
   /** What stands in the way of asking, in words; null if nothing. */
   problem = null;
 
@@ -38,6 +40,7 @@ export class StatusClient {
     for (const event of PROMPT_EVENTS) {
       api.addEventListener(event, () => {
         this.#reportIsOld = true;
+        if (event === "execution_success") this.lastSuccess = Date.now() / 1000;
         this.refresh();
       });
     }

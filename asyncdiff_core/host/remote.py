@@ -6,7 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
 from .layouts import layout_of
 from .loading import Loader
+from .node_text import RunText, poll
 from .patches import pack_patches, portable_options
 from .pool import POOL
 from .reports import name_run, record, record_error
@@ -163,6 +164,7 @@ class RemoteModel:
                 raise comfy.model_management.OOM_EXCEPTION(str(error)) from error
             raise
         run.is_prepared = True
+        run.text.show_phase(run.group)
         return output.to(x.device if isinstance(x, torch.Tensor) else x[0].device)
 
     def _may_try_again(self, run: _Run, error: WorkerError) -> bool:
@@ -180,8 +182,9 @@ class RemoteModel:
 
     def _evaluate(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> Any:
         if not run.is_prepared:
-            self._choose_plan(run, options, with_options)
-            run.group.prepare(*with_options(options))
+            with run.text.prepares(run.group):
+                self._choose_plan(run, options, with_options)
+                run.group.prepare(*with_options(options))
         run.group.restore()  # had the weights to be given back in the middle of the run
         units = self.source.units
         run.group.set_patches(
@@ -276,7 +279,7 @@ class RemoteModel:
         return WorkerGroup(
             *(self.request.candidates()[0], self.source, launch),
             folder=Path(folder_paths.get_temp_directory()) / "asyncdiff",
-            poll=comfy.model_management.throw_exception_if_processing_interrupted,
+            poll=poll,
         )
 
 
@@ -289,6 +292,7 @@ class _Run:
     uuid: str
     patches: dict[str, Any]
     forecaster: Forecaster
+    text: RunText = field(default_factory=RunText)
     is_prepared: bool = False
     said_idle: bool = False
 

@@ -22,18 +22,22 @@ export function workerCard(worker, run, runSeconds, openLog) {
       {},
       h(`span.ad-dot.ad-is-${worker.state}`),
       h("strong", {}, worker.device),
-      h("span.ad-faint.ad-name", { title: worker.device_name }, worker.device_name),
+      h("span.ad-faint.ad-name", { title: worker.device_name }, worker.device_name ?? ""),
       h("span.ad-state", {}, worker.state),
     ),
     h(
-      "dl",
+      "div.ad-foot",
       {},
-      ...entry("Part", stage, unitWords(worker)),
-      ...entry("Weights", worker.weight_bytes ? bytes(worker.weight_bytes) : "none"),
-      ...entry("Process", worker.resident_bytes ? bytes(worker.resident_bytes) : "–", `pid ${worker.pid}`),
-      ...entry("Last run", run ? busyBar(busyShare(run, runSeconds)) : "–"),
+      h(
+        "dl",
+        {},
+        ...entry("Part", stage, unitWords(worker)),
+        ...entry("Weights", worker.weight_bytes ? bytes(worker.weight_bytes) : "none"),
+        ...entry("Process", worker.resident_bytes ? bytes(worker.resident_bytes) : "–", `pid ${worker.pid}`),
+        ...entry("Last run", run ? busyBar(busyShare(run, runSeconds)) : "–"),
+      ),
+      button("Open log", "file", openLog, { title: worker.log_file }),
     ),
-    button("Open log", "file", openLog, { title: worker.log_file }),
   );
 }
 

@@ -23,7 +23,7 @@ export class LiveTimeline {
       const row = (this.#rows[worker.rank] ??= { label: worker.device, spans: [], last: time });
       const span = row.spans.at(-1);
       if (worker.state === "computing") {
-        if (span?.open && span.mode === mode) span.compute = time - span.start;
+        if (span?.open && span.mode === mode && span.index === evaluations) span.compute = time - span.start;
         else row.spans.push(newSpan(evaluations, mode, row.last, time));
       } else if (span) {
         span.open = false;

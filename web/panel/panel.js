@@ -5,7 +5,7 @@ import { workerCard } from "./cards.js";
 import { button, h, icon } from "./dom.js";
 import { LiveTimeline } from "./live.js";
 import { planPicture } from "./picture.js";
-import { Timeline, reportRows } from "./timeline.js";
+import { Timeline, ofReport } from "./timeline.js";
 import { phaseWords, plainError, planWords, seconds } from "./words.js";
 
 const STATE_WORDS = {
@@ -29,6 +29,7 @@ export class Panel {
   #live = new LiveTimeline();
   #stopListening;
   #note = null;
+  #settled = 0; // the time of the last error that was dismissed, or that a later run came after
 
   /** @param {(path: string) => void} openPath shows what the server has under a path */
   constructor(element, client, openPath) {
@@ -56,7 +57,7 @@ export class Panel {
 
   #show() {
     const { status, report, problem } = this.#client;
-    this.#problems.replaceChildren(...problemsOf(status, problem, this.#note));
+    this.#problems.replaceChildren(...this.#problemBoxes(status, problem));
     const groups = status?.groups ?? [];
     this.#groups.replaceChildren(
       ...(groups.length ? groups.map((group) => this.#group(group, report)) : status ? [empty()] : []),
@@ -69,7 +70,8 @@ export class Panel {
 
   #group(group, report) {
     const isLast = report && report.workers.some((one) => group.workers.some((w) => w.pid === one.pid));
-    const ofReport = (worker) => (isLast ? report.workers.find((one) => one.pid === worker.pid) : undefined);
+    const lastRun = (worker) => (isLast ? report.workers.find((one) => one.pid === worker.pid) : undefined);
+    const length = report ? ofReport(report).length : 0;
     const openLog = (worker) => () => this.#openPath(StatusClient.logPath(group.id, worker.rank));
     return h(
       "article.ad-group",
@@ -90,17 +92,33 @@ export class Panel {
       ),
       planPicture(group),
       group.run ? progress(group.run) : null,
-      h("div.ad-cards", {}, ...group.workers.map((w) => workerCard(w, ofReport(w), report?.seconds, openLog(w)))),
+      h("div.ad-cards", {}, ...group.workers.map((w) => workerCard(w, lastRun(w), length, openLog(w)))),
     );
+  }
+
+  *#problemBoxes(status, problem) {
+    if (problem) yield problemBox(problem);
+    if (this.#note) yield problemBox(this.#note, () => this.#say(null));
+    const error = status?.last_errors.at(-1);
+    // A run that ended well after an error leaves nothing to worry about.
+    if (!error || error.time <= Math.max(this.#settled, this.#client.lastSuccess)) return;
+    yield problemBox(plainError(error.text), () => {
+      this.#settled = error.time;
+      this.#show();
+    });
   }
 
   async #release(group) {
     try {
       const { busy } = await this.#client.release(group.id);
-      this.#note = busy.length ? "These workers are sampling. Cancel the run first." : null;
+      this.#say(busy.length ? "These workers are sampling. Cancel the run first." : null);
     } catch (error) {
-      this.#note = `The workers were not released: ${error.message}`;
+      this.#say(`The workers were not released: ${error.message}`);
     }
+  }
+
+  #say(note) {
+    this.#note = note;
     this.#show();
   }
 
@@ -113,10 +131,12 @@ export class Panel {
 
   #showReport(report) {
     this.#runTitle.textContent = "Last run";
-    const plan = `${report.model} · ${planWords(report.plan)} · warm-up ${report.schedule.warm_up}`;
-    this.#runWords.textContent = `${seconds(report.seconds)} · ${report.evaluations.length} evaluations · ${plan}`;
-    const ends = report.workers.flatMap((worker) => worker.spans.map((span) => span.end));
-    this.#timeline.show(reportRows(report), Math.max(report.seconds, ...ends));
+    const { rows, length, preparation } = ofReport(report);
+    const parts = [`${seconds(length)} for ${report.evaluations.length} evaluations`];
+    if (preparation > 0.5) parts.push(`${seconds(preparation)} before`);
+    parts.push(report.model, planWords(report.plan), `warm-up ${report.schedule.warm_up}`);
+    this.#runWords.textContent = parts.join(" · ");
+    this.#timeline.show(rows, length);
   }
 }
 
@@ -133,14 +153,9 @@ function progress(run) {
   );
 }
 
-function problemsOf(status, problem, note) {
-  const texts = [problem, note];
-  for (const group of status?.groups ?? []) texts.push(group.last_error && plainError(group.last_error));
-  const last = status?.last_errors.at(-1);
-  if (last) texts.push(plainError(last.text));
-  return [...new Set(texts.filter(Boolean))].map((text) =>
-    h("div.ad-problem", {}, icon("exclamation-triangle"), h("p", {}, text)),
-  );
+function problemBox(text, dismiss) {
+  const close = dismiss && h("button.ad-button", { type: "button", title: "Dismiss", onclick: dismiss }, icon("times"));
+  return h("div.ad-problem", {}, icon("exclamation-triangle"), h("p", {}, text), close ?? null);
 }
 
 function empty() {

@@ -115,9 +115,19 @@ export class Timeline {
   }
 }
 
-/** The rows of a report of `GET /asyncdiff/report`. */
-export function reportRows(report) {
-  return report.workers.map((worker) => ({ label: worker.device, spans: worker.spans }));
+/**
+ * What `Timeline.show` takes, of a report of `GET /asyncdiff/report`. It begins with the first
+ * evaluation; `preparation` is the seconds before it, in which workers start and load.
+ */
+export function ofReport(report) {
+  const spans = report.workers.flatMap((worker) => worker.spans);
+  const preparation = Math.min(...spans.map((span) => span.start), report.seconds);
+  const end = Math.max(...spans.map((span) => span.end), report.seconds);
+  const rows = report.workers.map((worker) => ({
+    label: worker.device,
+    spans: worker.spans.map((span) => ({ ...span, start: span.start - preparation })),
+  }));
+  return { rows, length: end - preparation, preparation };
 }
 
 /** The smallest of .., 0.1, 0.2, 0.5, 1, 2, .. that divides `length` into at most `most` parts. */
@@ -141,5 +151,10 @@ function bar(span, place, y) {
   elements.push(
     s(`rect.ad-bar.ad-${span.mode}`, { x: ready, y, width, height: BAR, rx: 1.5 }, s("title", {}, words)),
   );
+  const number = String(span.index + 1);
+  if (width > 6 + 6 * number.length) {
+    const x = ready + width / 2;
+    elements.push(s("text.ad-number", { x, y: y + BAR - 4.5, "text-anchor": "middle" }, number));
+  }
   return elements;
 }
