@@ -10,15 +10,17 @@ import { bytes } from "./panel/words.js";
 const CHOOSE = "Choose devices";
 
 let machine = null; // what the server has, asked once
+let lastPointer = null; // Vue nodes do not tell their buttons where they were clicked
+
+document.addEventListener("pointerdown", (event) => (lastPointer = event), true);
 
 /** Add the button to a node that has a widget `devices` of this pack. */
 export function addDeviceChoice(node, api) {
   const devices = node.widgets?.find((widget) => widget.name === "devices");
   if (!devices || !node.comfyClass?.startsWith("AsyncDiff")) return;
   machine ??= askMachine(api);
-  const button = node.addWidget("button", "choose_devices", null, (...args) => {
-    const event = args.find((argument) => argument instanceof Event);
-    machine.then((known) => openMenu(known, devices, event, update));
+  const button = node.addWidget("button", "choose_devices", null, () => {
+    machine.then((known) => openMenu(known, devices, update));
   });
   // It comes last and is not saved: saved values are told apart by their position.
   button.serialize = false;
@@ -48,10 +50,14 @@ export function addDeviceChoice(node, api) {
 /** What to say about `text`, or null if this machine has all devices that it names. */
 export function warning(text, { devices }) {
   const names = new Set(devices.map((device) => device.name));
-  const wanted = String(text).split(",").map((name) => name.trim().toLowerCase());
-  if (wanted.length === 1 && wanted[0] === "auto") return null;
-  const missing = wanted.filter((name) => !names.has(name.includes(":") || name === "cpu" ? name : `${name}:0`));
+  const missing = listed(text).filter((name) => name !== "auto" && !names.has(name));
   return missing.length ? `⚠ no ${[...new Set(missing)].join(", ")} here: auto` : null;
+}
+
+/** The devices that a text names, as PyTorch calls them. */
+function listed(text) {
+  const names = String(text).split(",").map((name) => name.trim().toLowerCase());
+  return names.map((name) => (/^[a-z]+$/.test(name) && name !== "cpu" && name !== "auto" ? `${name}:0` : name));
 }
 
 async function askMachine(api) {
@@ -60,30 +66,30 @@ async function askMachine(api) {
   return answer.json();
 }
 
-function openMenu({ devices, auto }, widget, event, update) {
+function openMenu({ devices, auto }, widget, update) {
   const set = (value) => {
     widget.value = value;
     widget.callback?.(value);
     update();
   };
-  const listed = String(widget.value).split(",").map((name) => name.trim()).filter(Boolean);
-  const isList = listed.length > 0 && listed[0] !== "auto";
-  const gpus = devices.filter((device) => device.name !== "cpu").map((device) => device.name);
+  const here = devices.map((device) => device.name);
+  const now = listed(widget.value);
+  const isList = now.every((name) => here.includes(name));
   const entries = [{ content: `auto: ${auto.join(", ")}`, callback: () => set("auto") }];
+  const gpus = here.filter((name) => name !== "cpu");
   for (let number = 2; number <= gpus.length; number += 1) {
     const list = gpus.slice(0, number).join(",");
     entries.push({ content: list, callback: () => set(list) });
   }
   for (const device of devices) {
-    const more = isList ? [...listed, device.name] : [device.name, device.name];
-    const verb = isList ? "Add" : "Only";
+    const list = (isList ? [...now, device.name] : [device.name, device.name]).join(",");
     const memory = device.memory_bytes ? `, ${bytes(device.memory_bytes)}` : "";
-    const content = `${verb} ${device.name} (${device.title}${memory})`;
-    entries.push({ content, callback: () => set(more.join(",")) });
+    const content = `${isList ? "Add" : "Twice"} ${device.name} (${device.title}${memory})`;
+    entries.push({ content, callback: () => set(list) });
   }
-  if (isList && listed.length > 1) {
-    const shorter = listed.slice(0, -1).join(",");
-    entries.push({ content: `Remove ${listed.at(-1)}`, callback: () => set(shorter) });
+  if (isList && now.length > 1) {
+    const shorter = now.slice(0, -1).join(",");
+    entries.push({ content: `Remove the last ${now.at(-1)}`, callback: () => set(shorter) });
   }
-  new LiteGraph.ContextMenu(entries, { event, title: "Devices of this machine" });
+  new LiteGraph.ContextMenu(entries, { event: lastPointer, title: "Devices of this machine" });
 }
