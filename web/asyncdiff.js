@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addDeviceChoice } from "./devices.js";
 import { Panel } from "./panel/panel.js";
+import { parallelEntries } from "./parallel.js";
 import { StatusClient } from "./status.js";
 
 const TAB = "asyncdiff";
@@ -45,6 +46,8 @@ app.registerExtension({
       },
     });
   },
+
+  getNodeMenuItems: parallelEntries,
 
   nodeCreated(node) {
     addDeviceChoice(node, api);

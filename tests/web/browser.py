@@ -55,14 +55,23 @@ class Canvas:
 
     def open(self, **settings: Any) -> Canvas:
         """Load the page; settings by their names with `_` for the dot."""
-        for name, value in SETTINGS.items() | {
-            key.replace("_", "."): value for key, value in settings.items()
-        }.items():
+        for name, value in (
+            SETTINGS.items()
+            | {key.replace("_", "."): value for key, value in settings.items()}.items()
+        ):
             self.server.post(f"/settings/{name}", value)
         self.page.goto(self.server.url)
-        self.page.wait_for_function("window.app?.extensionManager && window.app.graph", timeout=60e3)
+        self.page.wait_for_function(
+            "window.app?.extensionManager && window.app.graph", timeout=60e3
+        )
         self.page.wait_for_selector("[aria-label*='AsyncDiff']")
         return self
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a setting of the open page."""
+        self.page.evaluate(
+            "([name, value]) => app.extensionManager.setting.set(name, value)", [name, value]
+        )
 
     def open_panel(self) -> None:
         if not self.page.locator(PANEL).count():
@@ -94,6 +103,52 @@ class Canvas:
             }))""",
             type_,
         )
+
+    def wait_for_label(self, type_: str, label: str) -> None:
+        """Wait until the last widget of the only node of this type says so."""
+        self.page.wait_for_function(
+            """([type, label]) => app.graph._nodes.find((node) => node.type === type)
+                .widgets.at(-1).label === label""",
+            arg=[type_, label],
+        )
+
+    def click_last_widget(self, type_: str, is_vue: bool) -> None:
+        """Click the button that comes last on the only node of this type."""
+        if is_vue:
+            self.page.locator(".lg-node", has_text="devices").locator(
+                "button[aria-label]"
+            ).last.click()
+            return
+        x, y = self.page.evaluate(
+            """type => {
+                const node = app.graph._nodes.find((node) => node.type === type);
+                const { offset, scale } = app.canvas.ds;
+                const { left, top } = app.canvas.canvas.getBoundingClientRect();
+                const [x, y] = [node.pos[0] + 60, node.pos[1] + node.widgets.at(-1).last_y + 8];
+                return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale];
+            }""",
+            type_,
+        )
+        self.page.mouse.click(x, y)
+
+    def right_click_title(self, type_: str) -> None:
+        """Open the menu of the only node of this type."""
+        x, y = self.page.evaluate(
+            """type => {
+                const node = app.graph._nodes.find((node) => node.type === type);
+                app.canvas.centerOnNode(node);
+                const { offset, scale } = app.canvas.ds;
+                const { left, top } = app.canvas.canvas.getBoundingClientRect();
+                const [x, y] = [node.pos[0] + 60, node.pos[1] - 12];
+                return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale];
+            }""",
+            type_,
+        )
+        self.page.mouse.click(x, y, button="right")
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph in the API format, as the browser would send it."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def _on_console(self, message: ConsoleMessage) -> None:
         where = message.location.get("url", "")

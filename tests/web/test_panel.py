@@ -33,9 +33,9 @@ def group(server: ComfyServer) -> dict[str, Any]:
 
 @pytest.fixture
 def warm(lab: ComfyServer) -> None:
-    """Two workers that hold the demo's model."""
-    lab.post("/asyncdiff/release", {})
-    lab.run(shapes(steps=4))
+    """Two workers that hold the demo's model. They start slowly, so tests share them."""
+    if not lab.get("/asyncdiff/status")["groups"]:
+        lab.run(shapes(steps=4))
 
 
 def test_nothing_runs(page: Canvas, lab: ComfyServer) -> None:
@@ -51,7 +51,8 @@ def test_a_run_moves_and_its_timeline_stays(page: Canvas, warm: None) -> None:
     page.load_api(shapes(steps))
     page.run()
     expect(panel.locator(".ad-phase")).to_contain_text("async", timeout=60e3)
-    expect(panel).to_contain_text("This run")
+    title = panel.locator(".ad-run h3")
+    expect(title).to_have_text("This run")
     expect(page.page.locator(CARDS)).to_have_count(2)
     expect(page.page.locator(f"{CARDS}[data-state=computing]").first).to_be_visible()
     drawn, phase = bars.count(), panel.locator(".ad-phase").text_content()
@@ -61,7 +62,7 @@ def test_a_run_moves_and_its_timeline_stays(page: Canvas, warm: None) -> None:
         arg=[drawn, phase],
     )
 
-    expect(panel).to_contain_text("Last run", timeout=60e3)
+    expect(title).to_have_text("Last run", timeout=60e3)
     expect(bars).to_have_count(2 * steps)
     assert panel.locator(".ad-bar.ad-sync").count() == 2 * warm_up
     assert panel.locator(".ad-bar.ad-async").count() == 2 * (steps - warm_up)
@@ -86,6 +87,17 @@ def test_the_log_of_a_worker(page: Canvas, lab: ComfyServer, warm: None) -> None
     assert popup.value.url.endswith(f"/asyncdiff/log/{group(lab)['id']}/1")
 
 
+def test_release_ends_the_workers(page: Canvas, lab: ComfyServer, warm: None) -> None:
+    pids = [worker["pid"] for worker in group(lab)["workers"]]
+    page.open_panel()
+    page.page.get_by_role("button", name="Release").click()
+    expect(page.page.locator(PANEL)).to_contain_text("No workers")
+    assert lab.get("/asyncdiff/status")["groups"] == []
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_a_worker_that_dies_is_told_in_a_sentence(
     page: Canvas, lab: ComfyServer, warm: None
 ) -> None:
@@ -96,17 +108,7 @@ def test_a_worker_that_dies_is_told_in_a_sentence(
     expect(panel.locator(".ad-phase")).to_contain_text("async", timeout=60e3)
     os.kill(group(lab)["workers"][1]["pid"], signal.SIGKILL)
     problem = panel.locator(".ad-problem p")
-    expect(problem).to_have_text("worker 1 on cpu was ended by signal SIGKILL.", timeout=30e3)
+    expect(problem).to_contain_text("worker 1 on cpu was ended by signal SIGKILL", timeout=30e3)
+    expect(problem).not_to_contain_text("log")  # whose path helps nobody here
     panel.get_by_title("Dismiss").click()
     expect(problem).to_have_count(0)
-
-
-def test_release_ends_the_workers(page: Canvas, lab: ComfyServer, warm: None) -> None:
-    pids = [worker["pid"] for worker in group(lab)["workers"]]
-    page.open_panel()
-    page.page.get_by_role("button", name="Release").click()
-    expect(page.page.locator(PANEL)).to_contain_text("No workers")
-    assert lab.get("/asyncdiff/status")["groups"] == []
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
