@@ -48,12 +48,12 @@ def test_every_workflow_opens(page: Canvas, is_vue: bool) -> None:
             "() => app.graph._nodes.map((node) => [node.type, node.has_errors ?? false,"
             " LiteGraph.registered_node_types[node.type] !== undefined])"
         )
-        assert sorted(t for t, *_ in types) == sorted(node["type"] for node in workflow["nodes"])
+        assert sorted(t for t, *_ in types) == sorted(n["type"] for n in workflow["nodes"])
         assert all(known or t == "MarkdownNote" for t, _, known in types), stem
-        for node in workflow["nodes"]:
-            if node["type"].startswith("AsyncDiff"):
-                (found,) = page.nodes(node["type"])
-                assert found["saved"] == node["widgets_values"], stem
+        for saved_node in workflow["nodes"]:
+            if saved_node["type"].startswith("AsyncDiff"):
+                (found,) = page.nodes(saved_node["type"])
+                assert found["saved"] == saved_node["widgets_values"], stem
     assert not page.errors
 
 
