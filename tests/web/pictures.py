@@ -50,6 +50,8 @@ def take_nodes(page: Canvas) -> None:
                 app.graph.clear();
                 const node = LiteGraph.createNode(type);
                 node.pos = [100, 100];
+                const file = node.widgets?.find((widget) => widget.name === "ckpt_name");
+                if (file) file.value = "sd_xl_base_1.0.safetensors"; // the server has none
                 app.graph.add(node);
                 app.canvas.ds.scale = 1;
                 app.canvas.ds.offset = [400, 100];
@@ -64,9 +66,13 @@ def take_nodes(page: Canvas) -> None:
         page.page.screenshot(path=HELP / f"{type_}.png", clip=box)
 
 
-def demo_workflow() -> dict[str, Any]:
+def demo_workflow(seed: int) -> dict[str, Any]:
+    """The demo's template. Another seed each time, or ComfyUI answers from its cache."""
     file = REPO_ROOT / "workflows" / "asyncdiff_demo.json"
-    return json.loads(file.read_text("utf-8"))
+    workflow = json.loads(file.read_text("utf-8"))
+    (sampler,) = (n for n in workflow["nodes"] if n["type"] == "AsyncDiffKSampler")
+    sampler["widgets_values"][0] = seed
+    return workflow
 
 
 def main() -> None:
@@ -85,7 +91,7 @@ def main() -> None:
         for is_vue in (False, True):
             with canvas(browser, server) as page:
                 page.open(Comfy_VueNodes_Enabled=is_vue, Comfy_ColorPalette="dark")
-                page.load(demo_workflow())
+                page.load(demo_workflow(seed=1 + is_vue))
                 page.open_panel()
                 page.run()
                 title = page.page.locator(".ad-run h3")
