@@ -110,5 +110,9 @@ def test_a_worker_that_dies_is_told_in_a_sentence(
     problem = panel.locator(".ad-problem p")
     expect(problem).to_contain_text("worker 1 on cpu was ended by signal SIGKILL", timeout=30e3)
     expect(problem).not_to_contain_text("log")  # whose path helps nobody here
+    log = panel.locator(".ad-problem").get_by_role("button", name="Open log")
+    with page.page.expect_popup() as popup:
+        log.click()
+    assert popup.value.url.endswith(f"/asyncdiff/log/{group(lab)['id']}/1")
     panel.get_by_title("Dismiss").click()
     expect(problem).to_have_count(0)

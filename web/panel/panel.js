@@ -14,7 +14,7 @@ const STATE_WORDS = {
   loading: "loading weights",
   sampling: "sampling",
   parked: "no weights loaded",
-  broken: "stopped",
+  broken: "its workers have ended; the next run starts new ones",
 };
 
 export class Panel {
@@ -90,7 +90,7 @@ export class Panel {
         {},
         `${group.model} · ${planWords(group.plan)} · ${STATE_WORDS[group.state] ?? group.state}`,
       ),
-      planPicture(group),
+      group.workers.length ? planPicture(group) : null,
       group.run ? progress(group.run) : null,
       h("div.ad-cards", {}, ...group.workers.map((w) => workerCard(w, lastRun(w), length, openLog(w)))),
     );
@@ -102,10 +102,20 @@ export class Panel {
     const error = status?.last_errors.at(-1);
     // A run that ended well after an error leaves nothing to worry about.
     if (!error || error.time <= Math.max(this.#settled, this.#client.lastSuccess)) return;
-    yield problemBox(plainError(error.text), () => {
+    const dismiss = () => {
       this.#settled = error.time;
       this.#show();
-    });
+    };
+    yield problemBox(plainError(error.text), dismiss, this.#logOf(error, status.groups));
+  }
+
+  /** A button for the log of the worker that an error names, while its group is known. */
+  #logOf(error, groups) {
+    const group = groups.find((one) => one.last_error === error.text);
+    const rank = /\bworker (\d+)\b/.exec(error.text)?.[1];
+    if (!group || rank === undefined) return null;
+    const path = StatusClient.logPath(group.id, rank);
+    return button("Open log", "file", () => this.#openPath(path));
   }
 
   async #release(group) {
@@ -153,9 +163,15 @@ function progress(run) {
   );
 }
 
-function problemBox(text, dismiss) {
-  const close = dismiss && h("button.ad-button", { type: "button", title: "Dismiss", onclick: dismiss }, icon("times"));
-  return h("div.ad-problem", {}, icon("exclamation-triangle"), h("p", {}, text), close ?? null);
+function problemBox(text, dismiss, more = null) {
+  const attributes = { type: "button", title: "Dismiss", onclick: dismiss };
+  return h(
+    "div.ad-problem",
+    {},
+    icon("exclamation-triangle"),
+    h("div", {}, h("p", {}, text), more),
+    dismiss ? h("button.ad-button", attributes, icon("times")) : null,
+  );
 }
 
 function empty() {
