@@ -363,6 +363,7 @@ def run_quality(environment: Environment, _: argparse.Namespace, arguments: list
 
 
 def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
+    from demo import shapes
     from demo.comfy_server import PACK_FOLDER, accelerator, link_pack
 
     command = ["main.py", *arguments]
@@ -371,6 +372,7 @@ def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list
         # A folder of custom nodes of our own: nothing is written into somebody's ComfyUI.
         nodes = place / "nodes" / hashlib.sha256(str(REPO).encode()).hexdigest()[:8]
         link_pack(REPO, nodes / PACK_FOLDER)
+        link_pack(shapes.PACK, nodes / shapes.PACK.name)  # for the template of the demo's model
         config = nodes.with_suffix(".yaml")
         config.write_text(f"asyncdiff:\n  custom_nodes: {json.dumps(str(nodes))}\n", "utf-8")
         command += ["--extra-model-paths-config", str(config)]

@@ -120,6 +120,10 @@ class Exchange:
                     self._look_for_hangs(missing, patience)
                 self._poll()
 
+    def num_answers(self, ticket: int) -> int:
+        """How many answers to the request `ticket` have come and were not collected yet."""
+        return sum(number == ticket for _, number in list(self._answers))
+
     def abandon(self, *, keep: int | None = None) -> None:
         """Let no answer be wanted any more, but those to the request `keep`."""
         self._awaited &= {keep}

@@ -292,6 +292,11 @@ class WorkerGroup(Evaluator):
         """Whether the workers are loading their stages."""
         return self._load_going_on is not None
 
+    @property
+    def num_loaded(self) -> int:
+        """How many workers are done with the load that is going on."""
+        return self._exchange.num_answers(self._load_going_on[1]) if self._load_going_on else 0
+
     def _cut(self, costs: tuple[float, ...]) -> tuple[tuple[Range, ...], ...]:
         """The stages of each replica. A stage is as fast as the slowest worker that has it."""
         speeds = relative_speeds([p.ready for p in self._processes() if p.ready])

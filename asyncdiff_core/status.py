@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from .group import Member, WorkerGroup
 from .memory import resident_bytes
+from .progress import num_steps_done
 
 GroupState = Literal["starting", "idle", "loading", "sampling", "parked", "broken"]
 WorkerState = Literal["starting", "loading", "idle", "computing", "waiting", "stopped"]
@@ -53,7 +54,7 @@ def _run(group: WorkerGroup) -> dict[str, Any] | None:
         "node_id": report.node_id,
         "warm_up": report.schedule["warm_up"],
         "steps": report.steps,
-        "evaluations": len(evaluations),
+        "evaluations": num_steps_done(report),
         "mode": evaluations[-1][2] if evaluations else None,
     }
 

@@ -80,7 +80,7 @@ def _by_lane(evaluations: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def draw_timeline(report: Report, width: int = 1200) -> Image.Image:
-    """Draw one run: a row per worker, a bar per evaluation, seconds to the right.
+    """Draw one run: a row per worker, a bar per evaluation, seconds from its first to the right.
 
     A bar is hatched while the worker waits for a message, and coloured while it computes: one
     colour for the warm-up, where stages take turns, one for the asynchronous part, where all work
@@ -96,8 +96,10 @@ def draw_timeline(report: Report, width: int = 1200) -> Image.Image:
     _draw_header(image, report)
 
     left, right = MARGIN + LABEL_WIDTH, width - MARGIN
-    ends = [span["end"] for worker in workers for span in worker["spans"]]
-    seconds = max([report["seconds"], *ends]) or 1.0
+    spans = [span for worker in workers for span in worker["spans"]]
+    # What goes before the first evaluation, starting and loading, would leave no room for the rest.
+    origin = min((span["start"] for span in spans), default=0.0)
+    seconds = max([report["seconds"], *(span["end"] for span in spans)]) - origin or 1.0
     scale = (right - left) / seconds
 
     bottom = HEADER_HEIGHT + ROW_HEIGHT * len(workers)
@@ -112,7 +114,7 @@ def draw_timeline(report: Report, width: int = 1200) -> Image.Image:
         for span in worker["spans"]:
             computes = span["start"] + span["wait"]
             begin, ready, finish = (
-                left + round(clock * scale)
+                left + round((clock - origin) * scale)
                 for clock in (span["start"], computes, computes + span["compute"])
             )
             if ready > begin:

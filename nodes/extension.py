@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import routes  # noqa: F401 - registers the routes
 from .loaders import AsyncDiffCheckpointLoader, AsyncDiffDiffusionModelLoader, AsyncDiffParallelize
+from .reports import AsyncDiffTimeline
 from .sampling import AsyncDiffKSampler, AsyncDiffKSamplerAdvanced, AsyncDiffSchedule
 
 
@@ -20,4 +21,5 @@ class AsyncDiffExtension(ComfyExtension):
             AsyncDiffSchedule,
             AsyncDiffKSampler,
             AsyncDiffKSamplerAdvanced,
+            AsyncDiffTimeline,
         ]

@@ -10,16 +10,37 @@ from aiohttp import web
 from server import PromptServer
 
 from ..asyncdiff_core.errors import AsyncDiffError
-from ..asyncdiff_core.host.overview import release, status
-from ..asyncdiff_core.host.reports import last_runs
+from ..asyncdiff_core.host.machine import describe_machine
+from ..asyncdiff_core.host.overview import log_file, release, status
+from ..asyncdiff_core.host.reports import last_runs, runs_of
 
 routes = PromptServer.instance.routes
 
 
 @routes.get("/asyncdiff/report")
 async def get_report(request: web.Request) -> web.Response:
-    """The reports of the last sampling runs, newest last."""
-    return web.json_response({"runs": last_runs()})
+    """The reports of the last sampling runs, newest last; with `?last=N` only that many."""
+    runs = last_runs()
+    last = request.query.get("last")
+    if last is not None:
+        if not last.isdecimal() or int(last) < 1:
+            return _refuse(f"last must be a whole number of at least 1, but is {last!r}")
+        runs = runs[-int(last) :]
+    return web.json_response({"runs": runs})
+
+
+@routes.get("/asyncdiff/report/{prompt_id}")
+async def get_report_of_prompt(request: web.Request) -> web.Response:
+    """The reports of one prompt's sampling runs, in their order."""
+    prompt_id = request.match_info["prompt_id"]
+    runs = runs_of(prompt_id)
+    if not runs:
+        return _refuse(
+            f"there is no report of prompt {prompt_id!r}: it did not sample on several devices, or "
+            "it was answered from ComfyUI's cache, or many other runs came after it",
+            status=404,
+        )
+    return web.json_response({"runs": runs})
 
 
 @routes.get("/asyncdiff/status")
@@ -29,14 +50,35 @@ async def get_status(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(status))
 
 
+@routes.get("/asyncdiff/log/{group}/{rank}")
+async def get_log(request: web.Request) -> web.Response:
+    """The log of one worker, as text."""
+    try:
+        path = log_file(request.match_info["group"], request.match_info["rank"])
+    except AsyncDiffError as error:
+        return _refuse(str(error), status=404)
+    text = await asyncio.to_thread(path.read_text, "utf-8", "replace")
+    return web.Response(text=text, headers={"Cache-Control": "no-store"})
+
+
+@routes.get("/asyncdiff/devices")
+async def get_devices(request: web.Request) -> web.Response:
+    """What the input `devices` of a node can name on this machine."""
+    return web.json_response(describe_machine())
+
+
 @routes.post("/asyncdiff/release")
 async def post_release(request: web.Request) -> web.Response:
     """End the workers of one group, or of all that are not sampling; or only free their weights."""
     try:
         body: Any = await request.json() if request.can_read_body else {}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return web.json_response({"error": f"the body is no JSON: {error}"}, status=400)
+        return _refuse(f"the body is no JSON: {error}")
     try:
         return web.json_response(await asyncio.to_thread(release, body))
     except AsyncDiffError as error:
-        return web.json_response({"error": str(error)}, status=400)
+        return _refuse(str(error))
+
+
+def _refuse(text: str, status: int = 400) -> web.Response:
+    return web.json_response({"error": text}, status=status)

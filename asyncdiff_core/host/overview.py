@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
@@ -44,3 +45,22 @@ def release(body: Any) -> dict[str, list[str]]:
         raise RequestError(f"there is no group {group!r}; there are {ids}")
     released = POOL.release(group, keep_workers=keep_workers)
     return {"released": released.released, "busy": released.busy}
+
+
+def log_file(group_id: str, rank: str) -> Path:
+    """The log of the worker `rank` of a group, also of one that broke.
+
+    Raises:
+        RequestError: there is no such group or worker, or its log is gone.
+    """
+    groups = {group.id: group for group, _ in POOL.groups()}
+    if group_id not in groups:
+        raise RequestError(f"there is no group {group_id!r}; there are {list(groups)}")
+    group = groups[group_id]
+    ranks = [str(place.rank) for place in group.plan.placements()]
+    if rank not in ranks:
+        raise RequestError(f"group {group_id} has no worker {rank!r}; it has {', '.join(ranks)}")
+    path = group.folder / f"worker-{rank}.log"
+    if not path.is_file():
+        raise RequestError(f"the log of worker {rank} of group {group_id} is gone")
+    return path

@@ -36,6 +36,7 @@ from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
 from .layouts import layout_of
 from .loading import Loader
+from .node_text import RunText, poll
 from .patches import pack_patches
 from .pool import POOL
 from .reports import name_run, record, record_error
@@ -164,6 +165,7 @@ class RemoteModel:
                 raise comfy.model_management.OOM_EXCEPTION(str(error)) from error
             raise
         run.is_prepared = True
+        run.text.show_phase(run.group)
         return output.to(x.device if isinstance(x, torch.Tensor) else x[0].device)
 
     def _may_try_again(self, run: _Run, error: WorkerError) -> bool:
@@ -185,8 +187,9 @@ class RemoteModel:
         if code:
             conds = conds[:1]  # a patch may compare the conds of a batch, so they stay together
         if not run.is_prepared:
-            self._choose_plan(run, len(set(conds)), options, with_options)
-            run.group.prepare(*with_options(options))
+            with run.text.prepares(run.group):
+                self._choose_plan(run, len(set(conds)), options, with_options)
+                run.group.prepare(*with_options(options))
         run.group.restore()  # had the weights to be given back in the middle of the run
         units = self.source.units
         run.group.set_patches(
@@ -297,7 +300,7 @@ class RemoteModel:
         return WorkerGroup(
             *(self.request.candidates()[0], self.source, launch),
             folder=folder,
-            poll=comfy.model_management.throw_exception_if_processing_interrupted,
+            poll=poll,
         )
 
 
@@ -312,6 +315,7 @@ class _Run:
     forecaster: Forecaster
     attachments: Attachments = field(default_factory=Attachments)
     attached: set[str] = field(default_factory=set)  # keys of those that the group has
+    text: RunText = field(default_factory=RunText)
     is_prepared: bool = False
     said_idle: bool = False
 

@@ -14,7 +14,7 @@ _errors: deque[dict[str, Any]] = deque(maxlen=8)
 
 def name_run(report: RunReport) -> None:
     """Write into `report` to which prompt and node it belongs."""
-    context = _executing_context()
+    context = executing_context()
     if context is not None:
         report.prompt_id, report.node_id = context.prompt_id, context.node_id
 
@@ -39,7 +39,13 @@ def last_runs() -> list[dict[str, Any]]:
     return list(_runs)
 
 
-def _executing_context() -> Any:
+def runs_of(prompt_id: str) -> list[dict[str, Any]]:
+    """Those of the last runs that belong to this prompt, in their order."""
+    return [run for run in _runs if run["prompt_id"] == prompt_id]
+
+
+def executing_context() -> Any:
+    """The prompt and the node that this thread executes; None outside of one."""
     try:
         from comfy_execution.utils import get_executing_context
     except ImportError:  # ComfyUI before 0.3.50

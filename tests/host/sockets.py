@@ -14,6 +14,7 @@ from demo.comfy_server import ComfyServer
 from demo.graphs import Workflow
 
 PREVIEW_IMAGE = 1  # first four bytes of a binary message, big-endian; then the format; then a file
+TEXT = 3  # the length of the node's id as four bytes, the id, the text
 MESSAGE_HEADER_BYTES = 8
 
 
@@ -23,6 +24,7 @@ class Events:
 
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     previews: list[bytes] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)  # node id and text on the node
 
     def progress(self) -> list[tuple[int, int]]:
         """(step, steps) of each progress message."""
@@ -54,8 +56,12 @@ async def _run(
         while True:
             message = await socket.receive(timeout=120)
             if message.type is aiohttp.WSMsgType.BINARY:
-                if int.from_bytes(message.data[:4], "big") == PREVIEW_IMAGE:
+                kind = int.from_bytes(message.data[:4], "big")
+                if kind == PREVIEW_IMAGE:
                     events.previews.append(message.data[MESSAGE_HEADER_BYTES:])
+                elif kind == TEXT:
+                    end = 8 + int.from_bytes(message.data[4:8], "big")
+                    events.texts.append((message.data[8:end].decode(), message.data[end:].decode()))
                 continue
             event = json.loads(message.data)
             kind, data = event["type"], event["data"]

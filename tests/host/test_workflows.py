@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parents[2] / "workflows"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 # Which files there are is the machine's matter.
-MODEL_FILES = ("ckpt_name", "unet_name", "clip_name", "vae_name")
+MODEL_FILES = ("ckpt_name", "unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name")
+MODEL_FILES += ("lora_name", "control_net_name", "image")
 WIDGET_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 
 
@@ -113,3 +114,18 @@ def test_the_browser_offers_them_as_templates(server):
     assert sorted(templates["asyncdiff"]) == STEMS
     for stem in STEMS:
         assert server.get(f"/api/workflow_templates/asyncdiff/{stem}.json")["version"] == 0.4
+
+
+def test_the_demo_runs_as_it_stands(server):
+    """It needs no weights but those of the repository: pictures, and the timeline of their run."""
+    entry = server.run(api_format("asyncdiff_demo"))
+    names = sorted(path.name.split("_")[0] for path in server.files(entry))
+    assert names == ["ComfyUI", *["demo"] * 4]  # the timeline is a preview
+    [run] = server.get(f"/asyncdiff/report/{entry['prompt'][1]}")["runs"]
+    assert run["plan"]["stages"] == 2 and len(run["evaluations"]) == 30
+
+
+def test_every_template_has_a_thumbnail(server):
+    for stem in STEMS:
+        picture = server.get_bytes(f"/api/workflow_templates/asyncdiff/{stem}.jpg")
+        assert picture.startswith(b"\xff\xd8\xff") and len(picture) < 60_000

@@ -32,7 +32,8 @@ def is_link(value: Any) -> bool:
 
 
 def test_every_workflow_has_a_twin():
-    assert STEMS == ["asyncdiff_sd15", "asyncdiff_sdxl", "asyncdiff_wan_t2v"]
+    models = ("demo", "flux", "sd15", "sd3", "sdxl", "sdxl_lora_controlnet", "svd", "wan_t2v")
+    assert STEMS == [f"asyncdiff_{model}" for model in models]
     assert STEMS == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
 
 

@@ -1,0 +1,55 @@
+"""The devices of this machine: which there are, and what takes the place of one that is not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import comfy.model_management
+import psutil
+import torch
+
+from ..plan import parse_devices
+
+# What PyTorch calls devices. Anything else is a slip of the pen and no device of another machine.
+_DEVICE = re.compile(r"(cpu|cuda|hip|xpu|npu|mlu|mps|privateuseone|directml)(:\d+)?")
+
+
+def available_devices() -> tuple[str, ...]:
+    """The devices of this machine that workers can use, GPUs first."""
+    if comfy.model_management.cpu_mode() or not torch.cuda.is_available():
+        return ("cpu",)
+    return (*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu")
+
+
+def missing_devices(text: str) -> list[str]:
+    """The devices of other machines that `text`, the input of a node, names."""
+    known = {*available_devices(), "cpu"}
+    names = dict.fromkeys(part.strip().lower() for part in text.split(","))
+    return [
+        name
+        for name in names
+        if _DEVICE.fullmatch(name)
+        and (name if ":" in name or name == "cpu" else f"{name}:0") not in known
+    ]
+
+
+def describe_machine() -> dict[str, Any]:
+    """The devices with their names and bytes of memory, and what `auto` stands for."""
+    names = available_devices()
+    return {
+        "devices": [_describe(name) for name in names],
+        "auto": list(parse_devices("auto", names)),
+    }
+
+
+def _describe(name: str) -> dict[str, Any]:
+    if name == "cpu":
+        title = f"CPU, {psutil.cpu_count() or 1} cores"
+        return {"name": name, "title": title, "memory_bytes": psutil.virtual_memory().total}
+    device = torch.device(name)
+    return {
+        "name": name,
+        "title": torch.cuda.get_device_name(device),
+        "memory_bytes": torch.cuda.get_device_properties(device).total_memory,
+    }

@@ -1,0 +1,36 @@
+"""The translations of the nodes: complete, and of nothing that there is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def definitions(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+
+
+def test_languages_say_the_same_things():
+    english, chinese = definitions("en"), definitions("zh")
+    assert english.keys() == chinese.keys()
+    for node_id, node in english.items():
+        other = chinese[node_id]
+        assert node["inputs"].keys() == other["inputs"].keys()
+        assert node["outputs"].keys() == other["outputs"].keys()
+        texts = [other["display_name"], other["description"]]
+        texts += [
+            text for one in other["inputs"].values() for text in (one["name"], one["tooltip"])
+        ]
+        assert all(texts)
+
+
+@pytest.mark.parametrize("node_id", sorted(definitions("en")))
+def test_every_node_has_a_help_page_with_a_picture(node_id):
+    folder = ROOT / "web" / "docs"
+    page = (folder / f"{node_id}.md").read_text("utf-8")
+    assert f"({node_id}.png)" in page
+    assert (folder / f"{node_id}.png").stat().st_size < 150_000
+    for name in definitions("en")[node_id]["inputs"]:
+        assert f"**{name}**" in page

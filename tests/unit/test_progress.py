@@ -1,0 +1,57 @@
+"""How far a run is, and how fast."""
+
+import pytest
+
+from asyncdiff_core.progress import measured_speed_up, num_steps_done, phase
+from asyncdiff_core.report import RunReport
+
+
+def run(
+    sync: list[float], asynchronous: list[float], steps: int | None, lanes: int = 1
+) -> RunReport:
+    """A run whose steps took these seconds, with a pause of the sampler's in none of them."""
+    report = RunReport("Toy", {}, {"warm_up": 3, "time_shift": False}, start=0.0, cold=False)
+    report.steps = steps
+    clock = 0.0
+    for index, seconds in enumerate([*sync, *asynchronous]):
+        mode = "sync" if index < len(sync) else "async"
+        for lane in range(lanes):
+            report.evaluations.append((index, lane, mode, clock, clock + seconds))
+        clock += seconds
+    return report
+
+
+@pytest.mark.parametrize(
+    ("sync", "asynchronous", "steps", "text"),
+    [
+        ([9.0, 1.0], [], 30, "warm-up 2/3"),
+        ([9.0], [], 2, "warm-up 1/2"),
+        ([9.0, 1.0, 1.0], [0.5], 30, "async 1/27"),
+        ([9.0, 1.0, 1.0], [0.5] * 14, 30, "async 14/27, 2.00x"),
+        ([9.0, 1.0, 1.0], [0.5] * 14, None, "async 14, 2.00x"),
+        ([9.0, 1.0, 1.0], [0.5] * 14, 10, "async 14, 2.00x"),
+    ],
+)
+def test_phase(sync, asynchronous, steps, text):
+    assert phase(run(sync, asynchronous, steps)) == text
+
+
+def test_lanes_of_one_step_count_once():
+    report = run([2.0, 2.0, 2.0], [1.0] * 4, 30, lanes=2)
+    assert num_steps_done(report) == 7
+    assert measured_speed_up(report) == pytest.approx(2.0)
+
+
+def test_the_first_step_counts_only_where_there_is_no_other():
+    assert measured_speed_up(run([3.0], [1.0, 1.0], 30)) == pytest.approx(3.0)
+    assert measured_speed_up(run([9.0, 3.0], [1.0, 1.0], 30)) == pytest.approx(3.0)
+
+
+def test_a_stride_is_measured_by_whole_rounds():
+    """Two steps end together: one takes all the time of the round, the other none."""
+    assert measured_speed_up(run([3.0, 3.0], [2.0, 0.0, 2.0, 0.0], 30)) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("asynchronous", [[], [1.0]])
+def test_too_little_to_measure(asynchronous):
+    assert measured_speed_up(run([3.0, 3.0, 3.0], asynchronous, 30)) is None

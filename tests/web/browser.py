@@ -1,0 +1,169 @@
+"""A headless Chromium on a live server's page, and what can be done there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright
+
+from demo.comfy_server import PACK_FOLDER, ComfyServer
+
+FLAGS = (
+    "--no-sandbox",  # a container has no other user to run as
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # no templates over the first graph
+    "Comfy.UseNewMenu": "Top",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,  # the models of the workflows are not here
+    "Comfy.VueNodes.AutoScaleLayout": False,
+}
+
+PANEL = ".ad-panel"
+CARDS = f"{PANEL} .ad-card"
+
+
+def chromium() -> str | None:
+    """A Chromium of the system; none is ever fetched."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def launch(playwright: Playwright, executable: str) -> Browser:
+    return playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
+
+
+class Canvas:
+    """ComfyUI's page. `errors` has what this pack's modules, or nobody, wrote to the console."""
+
+    def __init__(self, page: Page, server: ComfyServer) -> None:
+        self.page = page
+        self.server = server
+        self.errors: list[str] = []
+        page.on("console", self._on_console)
+        page.on("pageerror", self._on_page_error)
+
+    def open(self, **settings: Any) -> Canvas:
+        """Load the page; settings by their names with `_` for the dot."""
+        for name, value in (
+            SETTINGS.items()
+            | {key.replace("_", "."): value for key, value in settings.items()}.items()
+        ):
+            self.server.post(f"/settings/{name}", value)
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(
+            "window.app?.extensionManager && window.app.graph", timeout=60e3
+        )
+        self.page.wait_for_selector("[aria-label*='AsyncDiff']")
+        return self
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a setting of the open page."""
+        self.page.evaluate(
+            "([name, value]) => app.extensionManager.setting.set(name, value)", [name, value]
+        )
+
+    def open_panel(self) -> None:
+        if not self.page.locator(PANEL).count():
+            self.page.click("[aria-label*='AsyncDiff']")
+        self.page.wait_for_selector(PANEL)
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Open a workflow as the browser saves it."""
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+
+    def load_api(self, flow: dict[str, Any]) -> None:
+        """Open a workflow in the API format."""
+        self.page.evaluate("flow => app.loadApiJson(flow, 'test')", flow)
+
+    def run(self) -> None:
+        """Queue the graph, as the button does."""
+        self.page.evaluate("() => app.queuePrompt(0)")
+
+    def nodes(self, type_: str) -> list[dict[str, Any]]:
+        """Id and widgets of the nodes of this type."""
+        return self.page.evaluate(
+            """type => app.graph._nodes.filter((node) => node.type === type).map((node) => ({
+                id: node.id,
+                widgets: Object.fromEntries(
+                    (node.widgets ?? []).map((widget) => [widget.name, widget.value])),
+                labels: Object.fromEntries(
+                    (node.widgets ?? []).map((widget) => [widget.name, widget.label])),
+                saved: node.serialize().widgets_values,
+            }))""",
+            type_,
+        )
+
+    def wait_for_label(self, type_: str, label: str) -> None:
+        """Wait until the last widget of the only node of this type says so."""
+        self.page.wait_for_function(
+            """([type, label]) => app.graph._nodes.find((node) => node.type === type)
+                .widgets.at(-1).label === label""",
+            arg=[type_, label],
+        )
+
+    def click_last_widget(self, type_: str, is_vue: bool) -> None:
+        """Click the button that comes last on the only node of this type."""
+        if is_vue:
+            self.page.locator(".lg-node", has_text="devices").locator(
+                "button[aria-label]"
+            ).last.click()
+            return
+        x, y = self.page.evaluate(
+            """type => {
+                const node = app.graph._nodes.find((node) => node.type === type);
+                const { offset, scale } = app.canvas.ds;
+                const { left, top } = app.canvas.canvas.getBoundingClientRect();
+                const [x, y] = [node.pos[0] + 60, node.pos[1] + node.widgets.at(-1).last_y + 8];
+                return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale];
+            }""",
+            type_,
+        )
+        self.page.mouse.click(x, y)
+
+    def right_click_title(self, type_: str) -> None:
+        """Open the menu of the only node of this type."""
+        x, y = self.page.evaluate(
+            """type => {
+                const node = app.graph._nodes.find((node) => node.type === type);
+                app.canvas.centerOnNode(node);
+                const { offset, scale } = app.canvas.ds;
+                const { left, top } = app.canvas.canvas.getBoundingClientRect();
+                const [x, y] = [node.pos[0] + 60, node.pos[1] - 12];
+                return [left + (x + offset[0]) * scale, top + (y + offset[1]) * scale];
+            }""",
+            type_,
+        )
+        self.page.mouse.click(x, y, button="right")
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph in the API format, as the browser would send it."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        where = message.location.get("url", "")
+        if message.type == "error" and f"/extensions/{PACK_FOLDER}/" in where + message.text:
+            self.errors.append(f"{where}: {message.text}")
+
+    def _on_page_error(self, error: Error) -> None:
+        if f"/extensions/{PACK_FOLDER}/" in (error.stack or ""):
+            self.errors.append(str(error))
+
+
+@contextmanager
+def canvas(browser: Browser, server: ComfyServer) -> Iterator[Canvas]:
+    """A page that was never used before. At its end it must not have complained about us."""
+    with browser.new_context(viewport={"width": 1400, "height": 900}) as context:
+        opened = Canvas(context.new_page(), server)
+        yield opened
+        assert not opened.errors

@@ -1,0 +1,94 @@
+"""What a person does on the canvas: open workflows, choose devices, make a graph parallel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from demo.graphs import node
+
+from .browser import Canvas
+
+FOLDER = Path(__file__).parents[2] / "workflows"
+STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+# As ComfyUI's own template of SDXL has it, but for its values.
+STOCK = {
+    "1": node("CheckpointLoaderSimple", ckpt_name="tiny-sd15.safetensors"),
+    "2": node("CLIPTextEncode", clip=["1", 1], text="a fox"),
+    "3": node("CLIPTextEncode", clip=["1", 1], text="text"),
+    "4": node("EmptyLatentImage", width=1024, height=1024, batch_size=1),
+    "5": node(
+        "KSampler",
+        **{"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]},
+        **{"seed": 7, "steps": 25, "cfg": 6.5, "sampler_name": "dpmpp_2m", "scheduler": "karras"},
+        denoise=0.9,
+    ),
+    "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+    "7": node("SaveImage", images=["6", 0], filename_prefix="sdxl"),
+}
+
+
+def saved(stem: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{stem}.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "vue"])
+def test_every_workflow_opens(page: Canvas, is_vue: bool) -> None:
+    """No node is missing, and the values stand where they were saved."""
+    page.set("Comfy.VueNodes.Enabled", is_vue)
+    for stem in STEMS:
+        workflow = saved(stem)
+        page.load(workflow)
+        types = page.page.evaluate(
+            "() => app.graph._nodes.map((node) => [node.type, node.has_errors ?? false,"
+            " LiteGraph.registered_node_types[node.type] !== undefined])"
+        )
+        assert sorted(t for t, *_ in types) == sorted(n["type"] for n in workflow["nodes"])
+        assert all(known or t == "MarkdownNote" for t, _, known in types), stem
+        for saved_node in workflow["nodes"]:
+            if saved_node["type"].startswith("AsyncDiff"):
+                (found,) = page.nodes(saved_node["type"])
+                assert found["saved"] == saved_node["widgets_values"], stem
+    assert not page.errors
+
+
+@pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "vue"])
+def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
+    page: Canvas, is_vue: bool
+) -> None:
+    page.set("Comfy.VueNodes.Enabled", is_vue)
+    workflow = saved("asyncdiff_sd15")
+    (loader,) = (n for n in workflow["nodes"] if n["type"] == "AsyncDiffCheckpointLoader")
+    loader["widgets_values"][1] = "cuda:3,cpu"
+    page.load(workflow)
+    page.wait_for_label("AsyncDiffCheckpointLoader", "⚠ no cuda:3 here: auto")
+    page.click_last_widget("AsyncDiffCheckpointLoader", is_vue)
+    menu = page.page.locator(".litecontextmenu")
+    expect(menu).to_contain_text("auto: cpu, cpu")
+    expect(menu).to_contain_text("Twice cpu (CPU, ")
+    menu.locator(".litemenu-entry", has_text="Twice cpu").click()
+    page.wait_for_label("AsyncDiffCheckpointLoader", "Choose devices")
+    (found,) = page.nodes("AsyncDiffCheckpointLoader")
+    assert found["saved"] == ["v1-5-pruned-emaonly-fp16.safetensors", "cpu,cpu", 0, 0, 1]
+
+
+def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
+    page.load_api(STOCK)
+    page.page.wait_for_timeout(500)  # until the canvas has come to rest
+    page.right_click_title("KSampler")
+    menu = page.page.locator(".litecontextmenu, [role=menu]").first
+    menu.get_by_text("Make parallel (AsyncDiff)").click()
+
+    flow = page.prompt()
+    assert sorted(n["class_type"] for n in flow.values() if "Sampler" in n["class_type"]) == [
+        "AsyncDiffKSampler"
+    ]
+    (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
+    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 3, "time_shift": False}
+    (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
+    assert flow[decode["inputs"]["samples"][0]] is new

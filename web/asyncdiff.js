@@ -1,0 +1,55 @@
+/** AsyncDiff in the browser: the panel in the sidebar, and the choice of devices on the nodes. */
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { addDeviceChoice } from "./devices.js";
+import { Panel } from "./panel/panel.js";
+import { parallelEntries } from "./parallel.js";
+import { StatusClient } from "./status.js";
+
+const TAB = "asyncdiff";
+
+const style = document.createElement("link");
+style.rel = "stylesheet";
+style.href = new URL("./panel/panel.css", import.meta.url).href;
+document.head.append(style);
+
+const client = new StatusClient(api);
+let panel = null;
+
+app.registerExtension({
+  name: "AsyncDiff",
+
+  commands: [
+    {
+      id: "AsyncDiff.Release",
+      label: "AsyncDiff: release all workers",
+      icon: "pi pi-eject",
+      function: () => client.release(),
+    },
+  ],
+
+  setup() {
+    app.extensionManager.registerSidebarTab({
+      id: TAB,
+      icon: "pi pi-server",
+      title: "AsyncDiff",
+      tooltip: "AsyncDiff: workers and timeline",
+      type: "custom",
+      render: (element) => {
+        panel?.close();
+        panel = new Panel(element, client, (path) => window.open(api.apiURL(path), "_blank"));
+      },
+      destroy: () => {
+        panel?.close();
+        panel = null;
+      },
+    });
+  },
+
+  getNodeMenuItems: parallelEntries,
+
+  nodeCreated(node) {
+    addDeviceChoice(node, api);
+  },
+});

@@ -1,0 +1,39 @@
+/** The timeline of a run that goes on, from what the workers were seen doing. */
+
+/** Samples of the status, joined to bars. Replaced by the exact report when the run ends. */
+export class LiveTimeline {
+  #key = null;
+  #start = 0;
+  #rows = [];
+
+  /**
+   * Take note of what `group` does at `now` (seconds).
+   * @returns {{rows: object[], length: number}}
+   */
+  add(group, now) {
+    const key = `${group.id} ${group.run.prompt_id} ${group.run.node_id}`;
+    if (key !== this.#key) {
+      this.#key = key;
+      this.#start = now;
+      this.#rows = [];
+    }
+    const time = now - this.#start;
+    const { evaluations, mode } = group.run;
+    for (const worker of group.workers) {
+      const row = (this.#rows[worker.rank] ??= { label: worker.device, spans: [], last: time });
+      const span = row.spans.at(-1);
+      if (worker.state === "computing") {
+        if (span?.open && span.mode === mode && span.index === evaluations) span.compute = time - span.start;
+        else row.spans.push(newSpan(evaluations, mode, row.last, time));
+      } else if (span) {
+        span.open = false;
+      }
+      row.last = time;
+    }
+    return { rows: this.#rows.filter(Boolean), length: Math.max(time, 1) };
+  }
+}
+
+function newSpan(index, mode, start, end) {
+  return { index, lane: 0, mode, start, wait: 0, compute: end - start, open: true };
+}

@@ -1,0 +1,51 @@
+/** How figures and states are put into words. */
+
+/** Bytes as `1.5 GiB`. */
+export function bytes(number) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let power = 0;
+  while (number >= 1024 && power < units.length - 1) {
+    number /= 1024;
+    power += 1;
+  }
+  return `${number >= 100 || power === 0 ? Math.round(number) : number.toFixed(1)} ${units[power]}`;
+}
+
+/** Seconds as `0.21 s` or `75 s`. */
+export function seconds(number) {
+  return `${number >= 100 ? Math.round(number) : number.toPrecision(number >= 1 ? 3 : 2)} s`;
+}
+
+export const percent = (share) => `${Math.round(100 * share)} %`;
+
+export const count = (number, thing) => `${number} ${thing}${number === 1 ? "" : "s"}`;
+
+/** A plan as `2 replicas x 3 stages, stride 2`; what is one is left out. */
+export function planWords(plan) {
+  const parts = [count(plan.stages, "stage")];
+  if (plan.replicas > 1) parts.unshift(`${count(plan.replicas, "replica")} ×`);
+  return parts.join(" ") + (plan.stride > 1 ? `, stride ${plan.stride}` : "");
+}
+
+/** What a run is doing, as `warm-up 2/3` or `async 14/27`. */
+export function phaseWords(run) {
+  if (!run.evaluations) return "loading";
+  if (run.evaluations <= run.warm_up) {
+    return `warm-up ${run.evaluations}/${Math.min(run.warm_up, run.steps ?? run.warm_up)}`;
+  }
+  const done = run.evaluations - run.warm_up;
+  // With several evaluations per step, how many there will be is not known.
+  const all = run.steps && run.evaluations <= run.steps ? `/${run.steps - run.warm_up}` : "";
+  return `async ${done}${all}`;
+}
+
+/** An error of a worker without the path of its log, for which there is a button. */
+export function plainError(text) {
+  return text.split(" Its log is ")[0].split("\n")[0].trim();
+}
+
+/** `units` [0, 7] of a worker as `blocks 1-7 of 15`. */
+export function unitWords(worker) {
+  const [first, last] = worker.units;
+  return last > first ? `blocks ${first + 1}–${last} of ${worker.num_units}` : "nothing loaded";
+}

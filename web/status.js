@@ -1,0 +1,118 @@
+/**
+ * What the workers are doing, as the server tells it.
+ *
+ * Asks only while somebody listens and the page is visible: often while something goes on, seldom
+ * otherwise, and at once when ComfyUI says that a prompt has come further.
+ */
+
+const BUSY_MILLISECONDS = 300;
+const IDLE_MILLISECONDS = 3000;
+const BUSY_STATES = new Set(["starting", "loading", "sampling"]);
+const PROMPT_EVENTS = [
+  "execution_start",
+  "executing",
+  "execution_success",
+  "execution_error",
+  "execution_interrupted",
+  "reconnected",
+];
+
+export class StatusClient {
+  #api;
+  #listeners = new Set();
+  #timer = null;
+  #asking = false;
+  #askAgain = false;
+  #running = null;
+  #reportIsOld = true;
+
+  /** The last answer of `GET /asyncdiff/status`; null before the first. */
+  status = null;
+  /** The report of the last run that has ended; null if there is none. */
+  report = null;
+  /** When a prompt last ended well, in seconds since 1970; 0 if none did while this page is open. */
+  lastSuccess = 0;
+  /** What stands in the way of asking, in words; null if nothing. */
+  problem = null;
+
+  constructor(api) {
+    this.#api = api;
+    for (const event of PROMPT_EVENTS) {
+      api.addEventListener(event, () => {
+        this.#reportIsOld = true;
+        if (event === "execution_success") this.lastSuccess = Date.now() / 1000;
+        this.refresh();
+      });
+    }
+    document.addEventListener("visibilitychange", () => this.refresh());
+  }
+
+  /** Call `listener` after every answer until the function that this returns is called. */
+  listen(listener) {
+    this.#listeners.add(listener);
+    this.refresh();
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Ask now. While an answer is on its way, once more after it. */
+  async refresh() {
+    if (!this.#listeners.size || document.hidden) return;
+    if (this.#asking) {
+      this.#askAgain = true;
+      return;
+    }
+    this.#asking = true;
+    clearTimeout(this.#timer);
+    try {
+      this.status = await this.#get("/asyncdiff/status");
+      await this.#updateReport();
+      this.problem = null;
+    } catch (error) {
+      this.problem = `ComfyUI does not answer: ${error.message}`;
+    }
+    this.#asking = false;
+    for (const listener of this.#listeners) listener();
+    const busy = this.status?.groups.some((group) => BUSY_STATES.has(group.state));
+    const pause = this.#askAgain ? 0 : busy ? BUSY_MILLISECONDS : IDLE_MILLISECONDS;
+    this.#askAgain = false;
+    if (this.#listeners.size) this.#timer = setTimeout(() => this.refresh(), pause);
+  }
+
+  /**
+   * Have the workers of a group end, or of all groups.
+   * @returns {Promise<{released: string[], busy: string[]}>}
+   */
+  async release(group) {
+    const answer = await this.#api.fetchApi("/asyncdiff/release", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(group ? { group } : {}),
+    });
+    const body = await answer.json();
+    if (!answer.ok) throw new Error(body.error ?? answer.statusText);
+    this.refresh();
+    return body;
+  }
+
+  /** Where the server has the log of a worker. */
+  static logPath(group, rank) {
+    return `/asyncdiff/log/${encodeURIComponent(group)}/${rank}`;
+  }
+
+  async #updateReport() {
+    // A report is made when a run ends, so it need not be asked for while the same run goes on.
+    const running = this.status.groups.map((group) => group.run?.prompt_id ?? "").join();
+    if (running !== this.#running) this.#reportIsOld = true;
+    if (!this.#reportIsOld) return;
+    this.#reportIsOld = false;
+    this.#running = running;
+    const { runs } = await this.#get("/asyncdiff/report?last=1");
+    this.report = runs.at(-1) ?? null;
+  }
+
+  async #get(path) {
+    const answer = await this.#api.fetchApi(path);
+    if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+    return answer.json();
+  }
+}
