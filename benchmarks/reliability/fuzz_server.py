@@ -27,8 +27,11 @@ from .live import Outcome, Watch
 SOON = 3.0  # seconds until a prompt that took the nonsense and samples is canceled
 PATIENCE = 120.0
 OURS = {name for name, value in vars(errors).items() if isinstance(value, type)}
-# What ComfyUI itself raises where the node never gets to run, or where a stock node gets nonsense.
-COMFYUI = {"OutOfMemoryError"}
+# ComfyUI's own: a device without memory, and a graph that it finds to be none when it runs it.
+COMFYUI = {"OutOfMemoryError", "DependencyCycleError"}
+# ComfyUI checks no value that stands where a link should. Its own sampling code gets these, as from
+# a stock node, and fails with whatever Python says.
+UNCHECKED = ("positive", "negative", "latent_image")
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 17, 65, 10**4, 10**9, -(2**63), 2**64, 2**70),
     *(0.0, -0.5, 1.5, 1e308, float("nan"), float("inf")),
@@ -113,8 +116,10 @@ def _answer(server: ComfyServer, watch: Watch, flow: Workflow) -> str:
     outcome = prompt.end(PATIENCE)
     watch.forget(prompt)
     if outcome.kind == "execution_error":
-        assert is_ours(outcome), f"{outcome}\nprompt: {json.dumps(flow)}"
-        return outcome.error
+        if outcome.error in OURS | COMFYUI:
+            return outcome.error
+        assert is_unchecked(flow, outcome), f"{outcome}\nprompt: {json.dumps(flow)}"
+        return "as from a stock node"
     return outcome.kind.removeprefix("execution_")
 
 
@@ -122,9 +127,15 @@ def _has_latents(flow: Workflow) -> bool:
     return isinstance(flow["sampler"]["inputs"].get("latent_image"), list)
 
 
-def is_ours(outcome: Outcome) -> bool:
-    """Whether an error is one of this project's, or ComfyUI's about what ComfyUI checks."""
-    return outcome.error in OURS | COMFYUI
+def is_unchecked(flow: Workflow, outcome: Outcome) -> bool:
+    """Whether the node that failed had been given a value where ComfyUI's sampler wants a link."""
+    inputs = flow[outcome.data["node_id"]]["inputs"]
+    return any(name in inputs and not is_link(flow, inputs[name]) for name in UNCHECKED)
+
+
+def is_link(flow: Workflow, value: Any) -> bool:
+    """Whether the value leads to an output that can be of the right type: not one of a MODEL."""
+    return isinstance(value, list) and len(value) == 2 and value[0] in ("positive", "negative", "empty")
 
 
 # Routes ----------------------------------------------------------------------------------------
