@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import pickle
 import socket
-import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -19,11 +18,16 @@ from typing import Any
 
 import torch
 
-from .errors import ChannelClosedError, ChannelTimeoutError
-
-_HEADER = struct.Struct("<4sIQ")  # magic, number of tensors, bytes of the pickle
-_SIZE = struct.Struct("<Q")
-_MAGIC = b"ADC1"
+from .errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
+from .frames import (
+    HEADER,
+    MAGIC,
+    MAX_PICKLE,
+    MAX_TENSOR,
+    MAX_TENSORS,
+    SIZE,
+    PlainUnpickler,
+)
 
 
 class _Pickler(pickle.Pickler):
@@ -46,7 +50,7 @@ class _Pickler(pickle.Pickler):
         return len(self.tensors) - 1, tensor.dtype, tuple(dense.shape), order
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PlainUnpickler):
     def __init__(self, file: io.BytesIO, storages: Sequence[torch.Tensor]) -> None:
         super().__init__(file)
         self._storages = storages
@@ -65,6 +69,13 @@ def _raw(tensor: torch.Tensor) -> memoryview:
     flat = tensor.as_strided((tensor.numel(),), (1,))
     array: Any = flat.view(torch.uint8).numpy()
     return memoryview(array)
+
+
+def _allocate(nbytes: int) -> torch.Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    except (RuntimeError, MemoryError) as error:
+        raise ChannelDataError(f"no memory for a tensor of {nbytes} bytes that was sent") from error
 
 
 class Channel:
@@ -114,25 +125,37 @@ class Channel:
         Raises:
             ChannelClosedError: the other process is gone.
             ChannelTimeoutError: no whole message came within `timeout` seconds.
+            ChannelDataError: what came is no message; the channel is then unusable.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            magic, num_tensors, size = _HEADER.unpack(self._read(_HEADER.size, deadline))
-            if magic != _MAGIC:
-                raise ChannelClosedError("the other end sent something that is no frame")
-            sizes = [_SIZE.unpack(self._read(_SIZE.size, deadline))[0] for _ in range(num_tensors)]
-            data = self._read(size, deadline)
+            sizes, data = self._read_head(deadline)
             storages = []
             for nbytes in sizes:
-                storage = torch.empty(nbytes, dtype=torch.uint8)
+                storages.append(_allocate(nbytes))
                 if nbytes:
-                    self._read_into(_raw(storage), deadline)
-                storages.append(storage)
+                    self._read_into(_raw(storages[-1]), deadline)
         except TimeoutError:
             raise ChannelTimeoutError("no message came in time") from None
         except OSError as error:
             raise ChannelClosedError(f"the other end is gone ({error})") from None
-        return _Unpickler(io.BytesIO(data), storages).load()
+        try:
+            return _Unpickler(io.BytesIO(data), storages).load()
+        except Exception as error:  # whatever a damaged pickle leads to
+            raise ChannelDataError(
+                f"the other end sent something unreadable ({type(error).__name__}: {error})"
+            ) from error
+
+    def _read_head(self, deadline: float | None) -> tuple[list[int], bytearray]:
+        """The sizes of a frame's tensors, and its pickle."""
+        magic, num_tensors, size = HEADER.unpack(self._read(HEADER.size, deadline))
+        if magic != MAGIC or num_tensors > MAX_TENSORS or size > MAX_PICKLE:
+            raise ChannelDataError("the other end sent something that is no frame")
+        numbers = self._read(num_tensors * SIZE.size, deadline)
+        sizes = [number for (number,) in SIZE.iter_unpack(numbers)]
+        if max(sizes, default=0) > MAX_TENSOR:
+            raise ChannelDataError("the other end sent something that is no frame")
+        return sizes, self._read(size, deadline)
 
     def close(self) -> None:
         """Close this end. Wakes a thread that is blocked in `receive`."""
@@ -167,8 +190,8 @@ def encode_frame(message: Any) -> list[memoryview]:
     pickler = _Pickler(file)
     pickler.dump(message)
     data = file.getbuffer()
-    head = _HEADER.pack(_MAGIC, len(pickler.tensors), len(data))
-    head += b"".join(_SIZE.pack(tensor.nbytes) for tensor in pickler.tensors)
+    head = HEADER.pack(MAGIC, len(pickler.tensors), len(data))
+    head += b"".join(SIZE.pack(tensor.nbytes) for tensor in pickler.tensors)
     # Small parts travel together: every send of its own costs the receiver a wake-up.
     first = memoryview(head + data)
     return [first, *(_raw(tensor) for tensor in pickler.tensors if tensor.nbytes)]

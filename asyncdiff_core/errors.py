@@ -5,6 +5,14 @@ class AsyncDiffError(RuntimeError):
     """Base of every error that this project raises on purpose."""
 
 
+class SettingError(AsyncDiffError):
+    """An environment variable has a value that makes no sense."""
+
+
+class RequestError(AsyncDiffError):
+    """The body of an HTTP request is not what its route takes."""
+
+
 class PlanError(AsyncDiffError):
     """The requested devices, stages, replicas or stride do not fit together."""
 
@@ -37,6 +45,14 @@ class ChannelTimeoutError(AsyncDiffError):
     """The other end of a control channel did not take or send a message in time."""
 
 
+class ChannelDataError(AsyncDiffError):
+    """What came over a control channel is no message."""
+
+
+class LinkError(AsyncDiffError):
+    """In a worker: the link to another worker broke."""
+
+
 class WorkerError(AsyncDiffError):
     """Something went wrong in a worker process; the text names worker, device and log file."""
 
@@ -55,6 +71,10 @@ class WorkerTimeoutError(WorkerError):
 
 class WorkerFailedError(WorkerError):
     """A worker process raised an exception; its traceback is in its log file."""
+
+
+class WorkerLinkError(WorkerError):
+    """The link between two worker processes broke, and both of them live."""
 
 
 class WorkerOutOfMemoryError(WorkerError):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
-import selectors
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,26 @@ import torch
 from torch.utils import _pytree as pytree
 
 from . import messages
-from .channel import encode_frame
-from .errors import WorkerError, WorkerFailedError, WorkerOutOfMemoryError, WorkerStartError
+from .errors import WorkerError, WorkerStartError
 from .evaluator import Call, Evaluator, Output
+from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
 from .log import get_logger
-from .messages import to_wire
 from .partition import Range, links, partition
 from .plan import ParallelPlan, Placement
 from .process import Launch, WorkerProcess
 from .report import RunReport, Span, WorkerReport
 from .schedule import AsyncSchedule, Round
+from .settings import timeout_seconds
 from .transport import choose_backend
 
 log = get_logger("group")
 
-POLL_SECONDS = 0.05
-START_SECONDS = 300.0  # importing torch and ComfyUI from a cold disk
-LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow one
+LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
+
+Cuts = tuple[tuple[Range, ...], ...]  # of the stages of each replica
+
+_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ModelSource:
         spec: plain data for the builder.
         units: names of the trunk's units, in execution order.
         skips: pairs (source, consumer) of units.
+        files: what the weights are read from.
     """
 
     name: str
@@ -55,10 +58,13 @@ class ModelSource:
     spec: dict[str, Any]
     units: tuple[str, ...]
     skips: tuple[tuple[int, int], ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @dataclass
-class _Member:
+class Member:
+    """A worker, its place in the plan, and what it holds."""
+
     placement: Placement
     process: WorkerProcess
     units: Range = (0, 0)
@@ -68,7 +74,8 @@ class _Member:
 class WorkerGroup(Evaluator):
     """The worker processes of one model under one plan.
 
-    A group that met an error is broken: its workers are gone, and a new one must be made.
+    A group that met an error is broken: its workers are gone, and a new one must be made. One
+    thread uses a group at a time; `close`, `release` and `look` may be called from any.
 
     Args:
         plan: how many workers, on which devices.
@@ -93,28 +100,28 @@ class WorkerGroup(Evaluator):
         self.plan = plan
         self.stride = plan.stride
         self.source = source
+        self.id = f"g{next(_numbers)}"
         self.broken = False
-        self._poll = poll
-        self._timeout = timeout or float(os.environ.get("ASYNCDIFF_TIMEOUT", "60"))
+        self.error: str | None = None  # by which it broke
+        self.members: list[Member] = []
+        self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
+        self.report: RunReport | None = None  # of the run that is going on
+        self.cold = True  # no evaluation has been done yet
+        self.bytes_sent = 0  # by the last evaluation, to each worker
+        self._timeout = timeout or timeout_seconds()
         self._backend = choose_backend(plan.devices, os.environ.get("ASYNCDIFF_BACKEND", "auto"))
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="asyncdiff-", dir=folder))
+        self.folder = Path(tempfile.mkdtemp(prefix="asyncdiff-", dir=folder))
         self._launch = launch
-        self._members: list[_Member] = []
-        self._selector = selectors.DefaultSelector()
-        # Of the stages of each replica, once they are loaded.
-        self._cuts: tuple[tuple[Range, ...], ...] = ()
+        self._exchange = Exchange(self._timeout, poll, self._break)
+        self._cuts: Cuts = ()  # what the workers hold
+        self._given_back: Cuts = ()  # what they held when `unload` was called
+        self._load_going_on: tuple[Cuts, int] | None = None  # and its ticket
         self._costs: dict[Any, tuple[float, ...]] = {}
         self._signature: Any = None
         self._patches_uuid: str | None = None
-        self._ticket = 0
         self._encoders: dict[int, InputEncoder] = {}
-        self._early: dict[tuple[WorkerProcess, int], messages.Result] = {}
-        self._report: RunReport | None = None
-        self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
-        self.cold = True  # no evaluation has been done yet
-        self.bytes_sent = 0  # by the last evaluation, to each worker
 
     # Life ------------------------------------------------------------------------------------
 
@@ -125,30 +132,29 @@ class WorkerGroup(Evaluator):
             WorkerStartError: a process cannot be started at all.
         """
         num_threads = cpu_threads_per_worker(self.plan.devices)
-        with self._breaks():
+        requests = []
+        with self._exchange.breaks():
             for placement in self.plan.placements():
                 rank = placement.rank
                 process = WorkerProcess(
                     *(f"worker {rank}", placement.device, self._launch, num_threads),
-                    log_file=self._folder / f"worker-{rank}.log",
+                    log_file=self.folder / f"worker-{rank}.log",
                 )
-                self._members.append(_Member(placement, process))
-                self._selector.register(process.channel, selectors.EVENT_READ, process)
-                process.send(
-                    messages.Configure(
-                        rank=rank,
-                        name=f"worker {rank}",
-                        device=process.local_device,
-                        num_threads=num_threads,
-                        builder=self.source.builder,
-                        spec=self.source.spec,
-                        backend=self._backend,
-                        rendezvous=str(self._folder / "rendezvous"),
-                        world_size=self.plan.num_workers,
-                        timeout=self._timeout,
-                    ),
-                    self._timeout,
+                self.members.append(Member(placement, process))
+                self._exchange.add(process)
+                request = messages.Configure(
+                    rank=rank,
+                    name=f"worker {rank}",
+                    device=process.local_device,
+                    num_threads=num_threads,
+                    builder=self.source.builder,
+                    spec=self.source.spec,
+                    backend=self._backend,
+                    rendezvous=str(self.folder / "rendezvous"),
+                    world_size=self.plan.num_workers,
                 )
+                requests.append((process, request))
+        self._exchange.post(requests)
 
     def wait_until_ready(self) -> None:
         """Wait for the workers to come up.
@@ -156,29 +162,46 @@ class WorkerGroup(Evaluator):
         Raises:
             WorkerStartError: one of them did not.
         """
-        waiting = [m for m in self._members if m.process.ready is None]
+        self._require_whole()
         try:
-            self._collect(0, waiting, START_SECONDS)
+            self._exchange.wait_until_ready(START_SECONDS)
         except WorkerError as error:
             raise WorkerStartError(f"A worker did not start. {error}") from error
 
     def close(self) -> None:
-        """End all workers. Safe to call at any time, and more than once."""
-        members, self._members = self._members, []
-        for member in members:
-            try:
-                member.process.send(messages.Stop(), 0.1)
-            except WorkerError:
-                pass
-            self._selector.unregister(member.process.channel)
-            member.process.close()
-        for member in members:
-            member.process.join()
-        self._selector.close()
-        (self._folder / "rendezvous").unlink(missing_ok=True)
+        """End all workers. Safe to call at any time, from any thread, and more than once."""
+        is_mine = self._exchange.lock.acquire(timeout=1.0)  # the other thread may wait for long
+        try:
+            processes = [member.process for member in self.members]
+            self.members = []
+            for process in processes:
+                try:
+                    process.send(messages.Stop(), 0.1)
+                except WorkerError:
+                    pass
+            self._exchange.close()
+            for process in processes:
+                process.join()
+            (self.folder / "rendezvous").unlink(missing_ok=True)
+            if self.error is None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.broken = True
+        finally:
+            if is_mine:
+                self._exchange.lock.release()
+
+    def _break(self, error: BaseException) -> None:
         if not self.broken:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self.broken = True
+            self.broken, self.error = True, str(error)
+            self.close()
+
+    def look(self) -> None:
+        """Take in what the workers have said, unless another thread is doing so."""
+        try:
+            if not self.broken:
+                self._exchange.look()
+        except WorkerError:
+            pass  # it is told by `error`, and to the next one who needs the group
 
     @property
     def is_running(self) -> bool:
@@ -187,7 +210,7 @@ class WorkerGroup(Evaluator):
 
     def is_alive(self) -> bool:
         """Whether the group can be used: not broken, and all processes there."""
-        return not self.broken and all(m.process.is_alive() for m in self._members)
+        return not self.broken and all(m.process.is_alive() for m in self.members)
 
     # Weights ---------------------------------------------------------------------------------
 
@@ -223,7 +246,7 @@ class WorkerGroup(Evaluator):
             self._signature = None
             if self._lanes is not None:
                 self.begin_lanes(self._lanes.schedule)
-            for member, placement in zip(self._members, plan.placements(), strict=True):
+            for member, placement in zip(self.members, plan.placements(), strict=True):
                 member.placement = placement
 
     def set_patches(self, uuid: str, payload: Callable[[int, int], Any]) -> None:
@@ -235,18 +258,35 @@ class WorkerGroup(Evaluator):
         if uuid == self._patches_uuid:
             return
         self._patches_uuid = None  # unknown, if what follows is interrupted
-        self._request([messages.Patch(payload(*m.units)) for m in self._members])
+        self._request([messages.Patch(payload(*m.units)) for m in self.members])
         self._patches_uuid = uuid
 
-    def unload(self) -> None:
-        """Have all workers give the memory of their weights back."""
-        if self._cuts:
+    def unload(self) -> bool:
+        """Have all workers give the memory of their weights back; whether they held any.
+
+        A sampling run that is going on can go on after `restore`.
+        """
+        with self._exchange.lock:
+            if not (self._cuts or self._load_going_on):
+                return False
+            self._given_back = self._cuts
             self._forget_loaded()
-            self._request([messages.Unload()] * len(self._members), poll=False)
+            self._request([messages.Unload()] * len(self.members), poll=False)
+            return True
+
+    def restore(self) -> None:
+        """Have all workers hold again what they gave back in the middle of a sampling run."""
+        if not self._cuts:
+            self._load(self._given_back)
 
     def is_loaded(self) -> bool:
         """Whether the workers hold their stages."""
         return bool(self._cuts) and not self.broken
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the workers are loading their stages."""
+        return self._load_going_on is not None
 
     def _cut(self, costs: tuple[float, ...]) -> tuple[tuple[Range, ...], ...]:
         """The stages of each replica. A stage is as fast as the slowest worker that has it."""
@@ -254,7 +294,7 @@ class WorkerGroup(Evaluator):
         cuts = []
         for replica in range(self.plan.replicas):
             slowest = [1.0] * self.plan.stages
-            for member, speed in zip(self._members, speeds, strict=True):
+            for member, speed in zip(self.members, speeds, strict=True):
                 place = member.placement
                 if place.replica == replica:
                     slowest[place.stage] = min(slowest[place.stage], speed)
@@ -278,29 +318,20 @@ class WorkerGroup(Evaluator):
             if p.ready and p.ready.memory_bytes
         }
 
-    def _load(self, cuts: tuple[tuple[Range, ...], ...]) -> None:
+    def _load(self, cuts: Cuts) -> None:
         started = time.monotonic()
-        all_links = [links(ranges, self.source.skips) for ranges in cuts]
-        requests = []
-        for member in self._members:
-            place = member.placement
-            incoming = [
-                (rank, link.units)
-                for link in all_links[place.replica]
-                if link.target == place.stage
-                for rank in self._ranks(place.replica, link.source)
-            ]
-            outgoing = [
-                (rank, link.units)
-                for link in all_links[place.replica]
-                if link.source == place.stage
-                for rank in self._ranks(place.replica, link.target)
-            ]
-            units = cuts[place.replica][place.stage]
-            requests.append(messages.Load(*units, tuple(incoming), tuple(outgoing), place.lead))
-        self._forget_loaded()
-        answers = self._request(requests)
-        for member, answer in zip(self._members, answers, strict=True):
+        going_on, self._load_going_on = self._load_going_on, None
+        if going_on is not None and going_on[0] == cuts:
+            ticket = going_on[1]  # of a prompt that was canceled meanwhile
+        else:
+            self._forget_loaded()
+            ticket = self._exchange.post(
+                (member.process, self._load_request(member, cuts)) for member in self.members
+            )
+        self._load_going_on = cuts, ticket
+        answers = self._collect(ticket, self.members, LOAD_SECONDS)
+        self._load_going_on = None
+        for member, answer in zip(self.members, answers, strict=True):
             place = member.placement
             member.units, member.loaded = cuts[place.replica][place.stage], answer
         self._cuts = cuts
@@ -312,24 +343,40 @@ class WorkerGroup(Evaluator):
                 f"{m.process.device} {m.units[1] - m.units[0]} units "
                 f"{m.loaded.weight_bytes / 2**20:.0f} MiB"
                 f" (process: {m.loaded.resident_bytes / 2**20:.0f} MiB resident)"
-                for m in self._members
+                for m in self.members
             ),
             time.monotonic() - started,
         )
 
+    def _load_request(self, member: Member, cuts: Cuts) -> messages.Load:
+        place = member.placement
+        ranges = cuts[place.replica]
+        incoming, outgoing = [], []
+        for link in links(ranges, self.source.skips):
+            if link.target == place.stage:
+                ranks = self._ranks(place.replica, link.source)
+                incoming += [(rank, link.units) for rank in ranks]
+            if link.source == place.stage:
+                ranks = self._ranks(place.replica, link.target)
+                outgoing += [(rank, link.units) for rank in ranks]
+        return messages.Load(*ranges[place.stage], tuple(incoming), tuple(outgoing), place.lead)
+
     def _forget_loaded(self) -> None:
         self._cuts, self._signature, self._patches_uuid = (), None, None
+        self._load_going_on = None
+        for member in self.members:
+            member.units, member.loaded = (0, 0), messages.Loaded(0, 0, 0)
 
     def _ranks(self, replica: int, stage: int) -> list[int]:
         """The workers that have this stage: one, or for the last one with a stride several."""
-        places = (member.placement for member in self._members)
+        places = (member.placement for member in self.members)
         return [p.rank for p in places if (p.replica, p.stage) == (replica, stage)]
 
     # Evaluation ------------------------------------------------------------------------------
 
     def begin_run(self, schedule: AsyncSchedule) -> None:
         super().begin_run(schedule)
-        self._report = RunReport(
+        self.report = RunReport(
             model=self.source.name,
             plan={},
             schedule={"warm_up": schedule.warm_up, "time_shift": schedule.time_shift},
@@ -343,7 +390,6 @@ class WorkerGroup(Evaluator):
         encoder = self._encoders.setdefault(round_.lane, InputEncoder())
         inputs = call.args, call.kwargs
         variants = [difference(inputs, call.inputs(sigma)) for sigma in round_.sigmas]
-        self._ticket += 1
         message = messages.Evaluate(
             lane=round_.lane,
             index=round_.index,
@@ -352,32 +398,26 @@ class WorkerGroup(Evaluator):
             inputs=encoder.encode(*inputs),
             variants=variants,
         )
-        frame = encode_frame(to_wire(message, self._ticket))
-        self.bytes_sent = sum(len(part) for part in frame)
-        members = [m for m in self._members if m.placement.replica == call.replica]
-        now = time.monotonic()
-        with self._breaks():
-            # The last stage first: its answer is what the sampler waits for.
-            for member in reversed(members):
-                member.process.asked(now)
-                member.process.send_frame(frame, self._timeout)
+        members = [m for m in self.members if m.placement.replica == call.replica]
+        # The last stage first: its answer is what the sampler waits for.
+        ticket, self.bytes_sent = self._exchange.post_to_all(
+            [member.process for member in reversed(members)], message
+        )
         yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
         yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
         return [
-            functools.partial(self._output, member, self._ticket, round_, number, start)
+            functools.partial(self._output, member, ticket, round_, number, start)
             for number, member in enumerate(yielding)
         ]
 
-    def _output(
-        self, member: _Member, ticket: int, round_: Round, number: int, start: float
-    ) -> Any:
+    def _output(self, member: Member, ticket: int, round_: Round, number: int, start: float) -> Any:
         """Wait for the output of the `number`-th evaluation of a round."""
         if number:
             start = time.perf_counter()
         (result,) = self._collect(ticket, [member], self._timeout)
         end = time.perf_counter()
         self.cold = False
-        report = self._report
+        report = self.report
         assert report is not None
         report.first_step = report.first_step or end
         evaluation = round_.evaluation + number
@@ -389,26 +429,26 @@ class WorkerGroup(Evaluator):
 
         Returns None if the group broke during the run.
         """
-        report, self._report = self._report, None
+        report, self.report = self.report, None
         if report is not None and self._lanes is not None:
             report.refused_stride = self._lanes.refused_stride
         super().end_run()
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
-        self._early.clear()
+        self._exchange.abandon(keep=self._load_going_on and self._load_going_on[1])
         if report is None or self.broken:
             return None
         report.end = time.perf_counter()
         report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}
         if not workers_took_part:
             return report  # they may not even be up
-        answers = self._request([messages.EndRun()] * len(self._members), poll=False)
+        answers = self._request([messages.EndRun()] * len(self.members), poll=False)
         report.workers = [
-            self._worker_report(m, a) for m, a in zip(self._members, answers, strict=True)
+            self._worker_report(m, a) for m, a in zip(self.members, answers, strict=True)
         ]
         return report
 
-    def _worker_report(self, member: _Member, answer: messages.RunEnded) -> WorkerReport:
+    def _worker_report(self, member: Member, answer: messages.RunEnded) -> WorkerReport:
         start, stop = member.units
         return WorkerReport(
             rank=member.placement.rank,
@@ -432,102 +472,27 @@ class WorkerGroup(Evaluator):
     def _request(self, requests: Sequence[Any], *, poll: bool = True) -> list[Any]:
         """Send a request to each of the first workers, and wait for their answers."""
         self._require_whole()
-        self._ticket += 1
-        members = self._members[: len(requests)]
-        now = time.monotonic()
-        with self._breaks():
-            for member, request in zip(members, requests, strict=True):
-                member.process.asked(now)
-                member.process.send(request, self._timeout, self._ticket)
+        members = self.members[: len(requests)]
+        pairs = zip((member.process for member in members), requests, strict=True)
+        ticket = self._exchange.post(pairs)
         patience = self._timeout if isinstance(requests[0], messages.EndRun) else LOAD_SECONDS
-        return self._collect(self._ticket, members, patience, poll=poll)
+        return self._collect(ticket, members, patience, poll=poll)
 
     def _collect(
-        self, ticket: int, members: Sequence[_Member], patience: float, *, poll: bool = True
+        self, ticket: int, members: Sequence[Member], patience: float, *, poll: bool = True
     ) -> list[Any]:
-        """The answer of each of `members` to the request `ticket`.
-
-        Raises:
-            WorkerError: any worker of the group died, failed, gave no sign of life for the
-                group's timeout, or made no progress for `patience` seconds.
-        """
-        waiting = {member.process: i for i, member in enumerate(members)}
-        answers: list[Any] = [None] * len(waiting)
-        for process in [p for p in waiting if (p, ticket) in self._early]:
-            answers[waiting.pop(process)] = self._early.pop((process, ticket))
-        while waiting:
-            # What is raised in here breaks the group; what `poll` raises does not.
-            with self._breaks():
-                for message, number, process in self._incoming(patience, waiting):
-                    if number == ticket and process in waiting:
-                        answers[waiting.pop(process)] = message
-                    elif isinstance(message, messages.Result):
-                        self._early[process, number] = message  # it may be asked for later
-            if waiting and poll:
-                self._poll()
-        return answers
-
-    def _incoming(
-        self, patience: float, waiting: Iterable[WorkerProcess]
-    ) -> list[tuple[Any, int, WorkerProcess]]:
-        """What has arrived, after waiting a moment; raises the error of a worker in trouble."""
-        arrived = []
-        for key, _ in self._selector.select(POLL_SECONDS):
-            process: WorkerProcess = key.data
-            message, ticket = process.receive(self._timeout)
-            if isinstance(message, messages.Failed):
-                oom = message.out_of_memory
-                raise process.failed(
-                    message.text, WorkerOutOfMemoryError if oom else WorkerFailedError
-                )
-            if not isinstance(message, messages.Beat) or message.units != process.num_units_run:
-                process.last_progress = process.last_sign
-            if isinstance(message, messages.Beat):
-                process.num_units_run, process.doing = message.units, message.doing
-            else:
-                if isinstance(message, messages.Ready):
-                    process.ready = message  # not in _collect, which `poll` may end
-                arrived.append((message, ticket, process))
-        now = time.monotonic()
-        for process in waiting:
-            silence = now - process.last_sign
-            if silence > (self._timeout if process.ready else START_SECONDS):
-                raise process.hangs(silence)
-        stuck = min((now - p.last_progress for p in self._processes()), default=0.0)
-        if stuck > patience:
-            raise min(self._processes(), key=_suspicion).hangs(stuck)
-        return arrived
+        processes = [member.process for member in members]
+        return self._exchange.collect(ticket, processes, patience, poll)
 
     def _require_whole(self) -> None:
         if self.broken:
-            raise WorkerError(f"The workers of {self.source.name} are gone. Run it again.")
+            raise WorkerError(
+                f"The workers of {self.source.name} are gone. Run it again."
+                + (f" They ended with: {self.error}" if self.error else "")
+            )
 
     def _processes(self) -> list[WorkerProcess]:
-        return [m.process for m in self._members]
-
-    def _breaks(self) -> _Breaks:
-        return _Breaks(self)
-
-
-class _Breaks:
-    """Whatever is raised in here leaves the group broken, its workers ended."""
-
-    def __init__(self, group: WorkerGroup) -> None:
-        self._group = group
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            self._group.broken = True
-            self._group.close()
-
-
-def _suspicion(process: WorkerProcess) -> tuple[int, float]:
-    """Sorts the worker first that most likely holds up the others, when none makes progress."""
-    # One that was asked and says nothing stands still; one that waits is held up itself.
-    return (None, "computing", "waiting", "nothing").index(process.doing), process.last_sign
+        return [m.process for m in self.members]
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

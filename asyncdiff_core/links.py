@@ -32,8 +32,9 @@ class Inbox:
     def post(self, index: int) -> None:
         """Be ready for message `index` of the lane. The first call waits for the layout."""
         if self._receiver is None:
-            outputs, self.metas = self._transport.receive_object(self._rank)
-            self._layout = MessageLayout(outputs)
+            outputs, metas = self._transport.receive_plain(self._rank)
+            self.metas = [OutputMeta.from_plain(meta) for meta in metas]
+            self._layout = MessageLayout({u: OutputMeta.from_plain(meta) for u, meta in outputs})
             self._receiver = self._transport.receiver(self._rank, self._layout.nbytes)
             self._views = [self._layout.views(slot) for slot in self._receiver.slots]
         self._receiver.post(index % NUM_SLOTS)
@@ -93,7 +94,8 @@ class Outbox:
         """Send the message. `metas` describes all units up to this worker's last one."""
         if self._sender is None:
             outputs = {unit: OutputMeta.of(output) for unit, output in self._first.items()}
-            self._transport.send_object((outputs, metas), self._rank)
+            plain = [(unit, meta.to_plain()) for unit, meta in outputs.items()]
+            self._transport.send_plain((plain, [meta.to_plain() for meta in metas]), self._rank)
             layout = MessageLayout(outputs)
             self._sender = self._transport.sender(self._rank, layout.nbytes)
             self._views = [layout.views(slot) for slot in self._sender.slots]

@@ -8,10 +8,14 @@ answer repeats, so that an answer that nobody waits for any more is told from a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from .errors import ChannelDataError
 
 # Waiting is for a message of another worker.
 Activity = Literal["computing", "waiting", "nothing"]
+# Out of memory as ComfyUI defines it; or the link to another worker broke.
+Failure = Literal["error", "memory", "link"]
 
 # To a worker -----------------------------------------------------------------------------------
 
@@ -33,7 +37,6 @@ class Configure:
     backend: str
     rendezvous: str
     world_size: int
-    timeout: float
 
 
 @dataclass(frozen=True)
@@ -163,10 +166,10 @@ class Beat:
 
 @dataclass(frozen=True)
 class Failed:
-    """The worker could not do what it was asked; `out_of_memory` as ComfyUI defines it."""
+    """The worker could not do what it was asked."""
 
     text: str
-    out_of_memory: bool = False
+    kind: Failure = "error"
     traceback: str = field(default="", repr=False)
 
 
@@ -179,6 +182,18 @@ _TYPES = {
 }
 
 
+# What the simple types of fields allow; others are not looked into.
+_SIMPLE: dict[str, Any] = {"int": int, "str": str, "float": (int, float), "bytes": bytes}
+_CHOICES = {"Activity": get_args(Activity), "Failure": get_args(Failure)}
+
+
+def _check(name: str, value: Any, kind: str) -> None:
+    if kind in _SIMPLE and (not isinstance(value, _SIMPLE[kind]) or isinstance(value, bool)):
+        raise TypeError(f"{name} is {value!r}")
+    if kind in _CHOICES and value not in _CHOICES[kind]:
+        raise ValueError(f"{name} is {value!r}")
+
+
 def to_wire(message: Any, ticket: int = 0) -> tuple[str, int, tuple[Any, ...]]:
     """`message` as plain data."""
     values = tuple(getattr(message, f.name) for f in fields(message))
@@ -186,6 +201,19 @@ def to_wire(message: Any, ticket: int = 0) -> tuple[str, int, tuple[Any, ...]]:
 
 
 def from_wire(wire: tuple[str, int, tuple[Any, ...]]) -> tuple[Any, int]:
-    """The message that `to_wire` took apart, and its ticket."""
-    name, ticket, values = wire
-    return _TYPES[name](*values), ticket
+    """The message that `to_wire` took apart, and its ticket.
+
+    Raises:
+        ChannelDataError: it is none.
+    """
+    try:
+        name, ticket, values = wire
+        message = _TYPES[name](*values)
+        for field_ in fields(message):
+            _check(field_.name, getattr(message, field_.name), str(field_.type))
+        _check("ticket", ticket, "int")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ChannelDataError(
+            f"the other end sent something that is no message ({type(error).__name__}: {error})"
+        ) from error
+    return message, ticket

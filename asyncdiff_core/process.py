@@ -16,33 +16,24 @@ from typing import Any
 from .channel import Channel
 from .errors import (
     ChannelClosedError,
+    ChannelDataError,
     ChannelTimeoutError,
     WorkerDiedError,
     WorkerError,
+    WorkerFailedError,
     WorkerStartError,
     WorkerTimeoutError,
 )
-from .messages import Activity, Ready, from_wire, to_wire
+from .messages import Activity, Beat, Ready, from_wire, to_wire
 
 STOP_SECONDS = 3.0
 
-# PYTHONPATH would not do: the Python of ComfyUI's Windows package ignores it. The thread ends a
-# worker with its host already while it imports, which can take long from a cold disk.
+# PYTHONPATH would not do: the Python of ComfyUI's Windows package ignores it.
 _BOOTSTRAP = """
-import json, os, runpy, select, sys, threading
-
-def end_with_host(fd):
-    poll = select.poll()
-    poll.register(fd, 0)  # no events: errors and the end of the other side are always told
-    poll.poll()
-    os._exit(0)
-
-if sys.argv[3] == "--control-fd" and hasattr(select, "poll"):
-    threading.Thread(target=end_with_host, args=[int(sys.argv[4])], daemon=True).start()
+import json, runpy, sys
 sys.path[:0] = json.loads(sys.argv.pop(2))
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
-
 
 # By default glibc gives memory back to the kernel after almost every operation on activations, and
 # takes it anew, zeroed page by page, for the next. On the CPU that is a third of a stage's time,
@@ -101,11 +92,12 @@ class WorkerProcess:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
         env = {**_ALLOCATOR, **os.environ, **device_env, **threads, "PYTHONUNBUFFERED": "1"}
         self.channel, theirs = Channel.pair()
-        module = f"{__package__.rpartition('.')[2]}.worker"
+        module = f"{__package__.rpartition('.')[2]}.entry"
         command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
         windows = sys.platform == "win32"
         control = ["--control-stdin"] if windows else ["--control-fd", str(theirs.fileno())]
+        control += ["--folder", str(log_file.parent)]
         try:
             with open(log_file, "ab") as log, theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -131,7 +123,7 @@ class WorkerProcess:
         self.last_progress = now
         self.num_units_run = -1
         self.doing: Activity | None = None  # None: not known
-        self.ready: Ready | None = None  # until then it may be silent for long: it imports
+        self.ready: Ready | None = None
 
     def __str__(self) -> str:
         return f"{self.name} on {self.device}"
@@ -153,9 +145,17 @@ class WorkerProcess:
     def receive(self, timeout: float) -> tuple[Any, int]:
         """The next message, which must have begun to arrive, and its ticket."""
         with _named(self):
-            message = from_wire(self.channel.receive(timeout))
+            message, ticket = from_wire(self.channel.receive(timeout))
         self.last_sign = time.monotonic()
-        return message
+        if not isinstance(message, Beat) or message.units != self.num_units_run:
+            self.last_progress = self.last_sign
+        if isinstance(message, Beat):
+            self.num_units_run, self.doing = message.units, message.doing
+        else:
+            self.doing = "nothing"
+        if isinstance(message, Ready):
+            self.ready = message
+        return message, ticket
 
     def asked(self, now: float) -> None:
         """Something was sent to it at `now`: what it was before says nothing any more."""
@@ -167,14 +167,18 @@ class WorkerProcess:
         try:
             code = self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            return WorkerDiedError(f"{self} closed its channel. {self._see_log()}")
+            code = 0
         if code < 0:
             try:
                 how = f"was ended by signal {signal.Signals(-code).name}"
             except ValueError:
                 how = f"was ended by signal {-code}"
-        else:
+            if code == -9:
+                how += ", which is what the system does where memory runs out"
+        elif code:
             how = f"ended with exit status {code}"
+        else:
+            how = "lost its control channel"
         return WorkerDiedError(f"{self} {how}. {self._see_log()}")
 
     def hangs(self, seconds: float) -> WorkerTimeoutError:
@@ -221,5 +225,7 @@ class _named:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ChannelClosedError):
             raise self._worker.died() from None
+        if isinstance(error, ChannelDataError):
+            raise self._worker.failed(f"{error}.", WorkerFailedError) from error
         if isinstance(error, ChannelTimeoutError):
             raise self._worker.hangs(time.monotonic() - self._worker.last_sign) from None

@@ -50,7 +50,8 @@ class WorkerReport:
 class RunReport:
     """One sampling run, as the host saw it. Clocks are absolute until `as_dict`.
 
-    `refused_stride`: the sampler allowed no stride, so the run went on with stride 1.
+    `refused_stride`: the sampler allowed no stride, so the run went on with stride 1. `steps`: of
+    the sampler, if it says how many.
     """
 
     model: str
@@ -63,6 +64,7 @@ class RunReport:
     evaluations: list[tuple[int, int, Mode, float, float]] = field(default_factory=list)
     workers: Sequence[WorkerReport] = ()
     refused_stride: bool = False
+    steps: int | None = None
     prompt_id: str | None = None
     node_id: str | None = None
 
@@ -73,6 +75,7 @@ class RunReport:
             "prompt_id": self.prompt_id,
             "node_id": self.node_id,
             "model": self.model,
+            "steps": self.steps,
             "plan": self.plan,
             "schedule": self.schedule,
             "seconds": self.end - origin,

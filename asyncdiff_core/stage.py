@@ -68,6 +68,36 @@ class OutputMeta(NamedTuple):
     def tensors(self) -> list[TensorMeta]:
         return [x for x in self.leaves if isinstance(x, TensorMeta)]
 
+    def to_plain(self) -> list[Any]:
+        """As JSON can hold it.
+
+        Raises:
+            LayoutError: the output has a part that is neither a tensor nor plain.
+        """
+        leaves: list[Any] = []
+        for leaf in self.leaves:
+            if isinstance(leaf, TensorMeta):
+                name = str(leaf.dtype).removeprefix("torch.")
+                leaves.append([name, list(leaf.shape), list(leaf.stride)])
+            elif leaf is None or isinstance(leaf, bool | int | float | str):
+                leaves.append(leaf)
+            else:
+                raise LayoutError(
+                    f"A unit's output has a part of type {type(leaf).__qualname__}, which cannot "
+                    "cross to another stage."
+                )
+        return [pytree.treespec_dumps(self.spec), leaves]
+
+    @classmethod
+    def from_plain(cls, plain: Sequence[Any]) -> OutputMeta:
+        """What `to_plain` made plain."""
+        spec, leaves = plain
+        metas = [
+            TensorMeta(getattr(torch, x[0]), tuple(x[1]), tuple(x[2])) if isinstance(x, list) else x
+            for x in leaves
+        ]
+        return cls(pytree.treespec_loads(spec), tuple(metas))
+
 
 class StageDone(Exception):  # noqa: N818 - a control flow signal, not an error
     """Ends a forward after the last unit of a stage."""

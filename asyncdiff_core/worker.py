@@ -1,4 +1,4 @@
-"""A worker process: one stage of a model on one device. Run as a program by process.py.
+"""A worker process: one stage of a model on one device. `entry` starts it.
 
 It is a program of its own, never a child of `multiprocessing`, and talks to ComfyUI only through
 the socket that it inherited. When that socket closes, however ComfyUI ended, the worker ends too.
@@ -6,8 +6,6 @@ the socket that it inherited. When that socket closes, however ComfyUI ended, th
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import dataclasses
 import faulthandler
 import importlib
@@ -27,17 +25,17 @@ import torch
 
 from . import messages
 from .channel import Channel
-from .errors import AsyncDiffError, ChannelClosedError
+from .entry import BEAT_SECONDS, Host
+from .errors import AsyncDiffError, ChannelClosedError, LinkError
 from .inputs import InputDecoder
 from .links import Inbox, Outbox, synchronize
 from .log import get_logger
+from .memory import give_memory_back, is_out_of_memory, resident_bytes
 from .messages import from_wire, to_wire
 from .report import Span
 from .schedule import Mode
 from .stage import StagedModel
 from .transport import Transport
-
-BEAT_SECONDS = 1.0
 
 
 class StageModel(Protocol):
@@ -236,52 +234,30 @@ def measure_device(device: torch.device) -> tuple[str, float]:
     return name, 2 * size**3 / best
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process, or 0 where the platform does not tell without psutil."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        try:
-            import psutil
-        except ImportError:
-            return 0
-        return int(psutil.Process().memory_info().rss)
-
-
-def give_memory_back() -> None:
-    """Have the C library return what is free to the system, which it otherwise keeps."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-def serve(channel: Channel) -> None:
+def serve(channel: Channel, host: Host) -> None:
     """Read messages until the host says stop, and answer them.
 
     A thread of its own reads the socket, so that the host never waits for a busy worker to take a
     message, and so that the end of the host is noticed while the worker computes.
     """
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    config, ticket = from_wire(channel.receive())
 
     def read() -> None:
+        is_told = False
         try:
             while True:
-                inbox.put(from_wire(channel.receive()))
+                message, ticket = from_wire(channel.receive())
+                is_told |= isinstance(message, messages.Stop)
+                inbox.put((message, ticket))
         except ChannelClosedError:
-            os._exit(0)  # the host is gone: nobody is left to report to
+            if not is_told:
+                host.is_gone()
+            os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
 
-    config, ticket = from_wire(channel.receive())
     logging.basicConfig(level=logging.INFO, format=f"[{config.name}] %(levelname)s %(message)s")
     torch.set_num_threads(config.num_threads)
     threading.Thread(target=read, name="control", daemon=True).start()
@@ -322,8 +298,7 @@ def serve(channel: Channel) -> None:
                     answer = worker.handle(message, ticket)
             except Exception as error:
                 logging.getLogger("asyncdiff").exception("%s failed", type(message).__name__)
-                text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-                answer = messages.Failed(text, is_out_of_memory(error), traceback.format_exc())
+                answer = failure(error)
             if answer is not None:
                 channel.send(to_wire(answer, ticket))
             busy.clear()
@@ -332,27 +307,25 @@ def serve(channel: Channel) -> None:
         worker.close()
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description="A worker of AsyncDiff; started by ComfyUI.", allow_abbrev=False
-    )
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--control-fd", type=int, help="inherited socket (POSIX)")
-    group.add_argument("--control-stdin", action="store_true", help="shared socket (Windows)")
-    options, host_arguments = parser.parse_known_args(argv)
-    # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
-    sys.argv = [sys.argv[0], *host_arguments]
+def failure(error: Exception) -> messages.Failed:
+    """What the host is told of an error."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    kind: messages.Failure = "error"
+    if isinstance(error, LinkError):
+        text, kind = str(error), "link"
+    elif is_out_of_memory(error):
+        kind = "memory"
+    return messages.Failed(text, kind, traceback.format_exc())
+
+
+def run(sock: socket.socket, host: Host) -> None:
+    """Serve `host` at the other end of `sock`, and end the process."""
     faulthandler.enable()
-    if options.control_fd is not None:
-        sock = socket.socket(fileno=options.control_fd)
-    else:
-        sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
-    serve(Channel(sock))
+    try:
+        serve(Channel(sock), host)
+    except ChannelClosedError:
+        host.is_gone()
     sys.stdout.flush()
     sys.stderr.flush()
     # Interpreter shutdown joins threads of libraries that may never end.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import comfy.model_management
 import torch
 
 from ..errors import LoaderError
+from ..frames import require_plain
 
 Reader = Callable[[Any, Callable[[], Any]], None]
 _patching = threading.Lock()
@@ -56,6 +58,14 @@ class Loader:
             )
         function, args, *index = init
         name = f"{function.__module__}:{function.__qualname__}"
+        try:
+            require_plain(args)
+        except pickle.PickleError as error:
+            raise LoaderError(
+                f"The loader of this {type(patcher.model).__name__} was called with something that "
+                f"cannot be sent to worker processes ({error}). Use one of ComfyUI's own loaders "
+                "(Load Checkpoint, Load Diffusion Model) or AsyncDiff's."
+            ) from error
         return cls(name, tuple(args), index[0] if index else None)
 
     def __call__(self, **kwargs: Any) -> Any:

@@ -8,35 +8,53 @@ a while, since the next prompt may load the same model again, and is then releas
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 from ..group import WorkerGroup
 from ..log import get_logger
+from ..schedule import AsyncSchedule
+from ..settings import max_groups
 
 log = get_logger("pool")
 
 LINGER_SECONDS = 60.0
 
 
+class Released(NamedTuple):
+    """Ids of groups that were released, and of those that were sampling and left alone."""
+
+    released: list[str]
+    busy: list[str]
+
+
 class GroupPool:
-    """Groups by key, the least recently used one first.
+    """Groups by key, the least recently used one first. Any thread may use it.
 
     Args:
         capacity: how many groups may exist at a time.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: Callable[[], int]) -> None:
         self._capacity = capacity
         self._groups: OrderedDict[Hashable, WorkerGroup] = OrderedDict()
         self._references: dict[Hashable, int] = {}
         self._releases: dict[Hashable, threading.Timer] = {}  # of groups without a user
         self._lock = threading.RLock()
 
-    def obtain(self, key: Hashable, make: Callable[[], WorkerGroup]) -> WorkerGroup:
-        """The group `key`: the one there is if it is fit for use, otherwise a new one, started."""
+    def obtain(
+        self,
+        key: Hashable,
+        make: Callable[[], WorkerGroup],
+        run: AsyncSchedule | None = None,
+    ) -> WorkerGroup:
+        """The group `key`: the one there is if it is fit for use, otherwise a new one, started.
+
+        Args:
+            run: a sampling run begins with this schedule, until whose end nobody releases it.
+        """
         with self._lock:
             group = self._groups.pop(key, None)
             if group is not None and not group.is_alive():
@@ -47,11 +65,13 @@ class GroupPool:
                 group = make()
                 group.start()
             self._groups[key] = group
+            if run is not None:
+                group.begin_run(run)
             return group
 
     def _make_room(self) -> None:
         idle = [key for key, group in self._groups.items() if not group.is_running]
-        for key in idle[: max(0, len(self._groups) - self._capacity + 1)]:
+        for key in idle[: max(0, len(self._groups) - self._capacity() + 1)]:
             group = self._groups.pop(key)
             log.info("releasing the workers of %s", group.source.name)
             group.close()
@@ -60,6 +80,39 @@ class GroupPool:
         """The group `key` if there is one."""
         with self._lock:
             return self._groups.get(key)
+
+    def groups(self) -> list[tuple[WorkerGroup, int]]:
+        """All groups, and how many MODELs use each."""
+        with self._lock:
+            return [(g, self._references.get(key, 0)) for key, g in self._groups.items()]
+
+    def release(self, group_id: str | None = None, *, keep_workers: bool = False) -> Released:
+        """End the groups that are not sampling, or with `keep_workers` unload their weights.
+
+        Args:
+            group_id: only this one.
+        """
+        released = Released([], [])
+        with self._lock:
+            for key, group in list(self._groups.items()):
+                if group_id not in (None, group.id):
+                    continue
+                if group.is_running:
+                    released.busy.append(group.id)
+                    continue
+                if keep_workers:
+                    group.unload()
+                else:
+                    self._groups.pop(key).close()
+                released.released.append(group.id)
+        return released
+
+    def unload_others(self, key: Hashable) -> bool:
+        """Have all idle groups but `key` give the memory of their weights back; whether any did."""
+        with self._lock:
+            others = [group for other, group in self._groups.items() if other != key]
+            idle = [group for group in others if group.is_alive() and not group.is_running]
+            return any([group.unload() for group in idle])
 
     def refer(self, key: Hashable) -> None:
         """Count one more user of the group `key`."""
@@ -94,5 +147,5 @@ class GroupPool:
                 self._groups.popitem()[1].close()
 
 
-POOL = GroupPool(capacity=max(1, int(os.environ.get("ASYNCDIFF_MAX_GROUPS", "2"))))
+POOL = GroupPool(max_groups)
 atexit.register(POOL.close)

@@ -14,7 +14,14 @@ import comfy.model_management
 import folder_paths
 import torch
 
-from ..errors import AsyncDiffError, WorkerDiedError, WorkerOutOfMemoryError
+from ..errors import (
+    AsyncDiffError,
+    WorkerDiedError,
+    WorkerError,
+    WorkerLinkError,
+    WorkerOutOfMemoryError,
+    WorkerTimeoutError,
+)
 from ..evaluator import Call
 from ..group import ModelSource, WorkerGroup
 from ..log import get_logger
@@ -30,7 +37,7 @@ from .layouts import layout_of
 from .loading import Loader
 from .patches import pack_patches, portable_options
 from .pool import POOL
-from .reports import record
+from .reports import name_run, record, record_error
 from .skeleton import make_remote
 from .stage_weights import spec_of
 
@@ -64,12 +71,15 @@ class RemoteModel:
         spec = spec_of(base_model, loader)
         units = tuple(unit.name for unit in trunk.units)
         require_units(len(units), min(plan.stages for plan in request.candidates()))
-        self.source = ModelSource(type(model).__name__, self.builder, spec, units, trunk.skips)
+        self._files = _files_of(spec)
+        self.source = ModelSource(
+            type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)
+        )
         self.request = request
         self.weight_bytes = sum(p.nbytes for p in model.parameters())
         self._unit_bytes = [sum(p.nbytes for p in u.module.parameters()) for u in trunk.units]
         self._base_model = base_model
-        self.key = _group_key(spec, request.devices)
+        self.key = repr(spec), tuple(self._files.items()), request.devices
         self._run: _Run | None = None
         POOL.refer(self.key)
         weakref.finalize(self, POOL.forget, self.key).atexit = False
@@ -95,8 +105,13 @@ class RemoteModel:
     def unload(self) -> None:
         """Have the workers give their weights back; they stay, and load again when needed."""
         group = POOL.peek(self.key)
-        if group is not None and group.is_alive():
+        if group is None or not group.is_alive():
+            return
+        try:
             group.unload()
+        except WorkerError as error:
+            # ComfyUI frees memory in places where nobody would catch it, and it is freed now.
+            self._note(error)
 
     @property
     def may_deal(self) -> bool:
@@ -114,8 +129,9 @@ class RemoteModel:
         self._run = _Run(self._take_group(schedule), schedule, uuid, patches, forecaster)
 
     def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
-        group = POOL.obtain(self.key, self._make_group)
-        group.begin_run(schedule)
+        group = POOL.obtain(self.key, self._make_group, schedule)
+        assert group.report is not None
+        name_run(group.report)
         return group
 
     def evaluate(self, x: Any, options: dict[str, Any], with_options: WithOptions) -> Any:
@@ -135,21 +151,42 @@ class RemoteModel:
         try:
             try:
                 output = self._evaluate(run, portable, with_options)
-            except WorkerDiedError:
-                if run.is_prepared or run.group.cold:
+            except WorkerError as error:
+                if run.is_prepared or not self._may_try_again(run, error):
                     raise
-                # A worker that died since the last run. Nothing of this one is lost yet.
-                log.warning("a worker of %s died while it was idle", self.source.name)
+                # Nothing of this run is lost yet.
                 run.group = self._take_group(run.schedule)
                 output = self._evaluate(run, portable, with_options)
-        except WorkerOutOfMemoryError as error:
-            raise comfy.model_management.OOM_EXCEPTION(str(error)) from error
+        except WorkerError as error:
+            record_error(self.source.name, error)
+            if isinstance(error, WorkerOutOfMemoryError):
+                raise comfy.model_management.OOM_EXCEPTION(str(error)) from error
+            raise
         run.is_prepared = True
         return output.to(x.device if isinstance(x, torch.Tensor) else x[0].device)
 
+    def _may_try_again(self, run: _Run, error: WorkerError) -> bool:
+        """Whether a new group may do better than the one that `error` ended in its first step."""
+        if isinstance(error, WorkerOutOfMemoryError):
+            is_freed = POOL.unload_others(self.key)
+            if is_freed:
+                log.info("out of memory: idle models gave theirs back, once more (%s)", error)
+            return is_freed
+        idle_faults = WorkerDiedError | WorkerTimeoutError | WorkerLinkError
+        if run.group.cold or not isinstance(error, idle_faults):
+            return False
+        log.warning("trouble since the last run, new workers take over (%s)", error)
+        return True
+
     def _evaluate(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> Any:
         if not run.is_prepared:
-            self._prepare(run, options, with_options)
+            self._choose_plan(run, options, with_options)
+            run.group.prepare(*with_options(options))
+        run.group.restore()  # had the weights to be given back in the middle of the run
+        units = self.source.units
+        run.group.set_patches(
+            run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
+        )
         conds = options.get("cond_or_uncond", ())
         replicas = run.group.plan.replicas
         hands = deal(conds, replicas) if replicas > 1 and len(conds) > 1 else []
@@ -175,16 +212,19 @@ class RemoteModel:
         forecast = run.forecaster.forecast(options, with_options)
         return Call(lane_key(options, args[0]), args, kwargs, forecast, replica)
 
-    def _prepare(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> None:
-        """Before the first evaluation: choose the plan, and have the workers hold their parts."""
+    def _choose_plan(self, run: _Run, options: dict[str, Any], with_options: WithOptions) -> None:
+        """Before the first evaluation of a run: choose its plan."""
         group = run.group
         args, kwargs = with_options(options)
+        sigmas = options.get("sample_sigmas")
+        steps = None if sigmas is None else max(1, len(sigmas) - 1)
+        if group.report is not None:
+            group.report.steps = steps
         if len(self.request.candidates()) > 1:
-            sigmas = options.get("sample_sigmas")
             choice = choose(
                 self.request,
                 num_conds=len(set(options.get("cond_or_uncond", (0,)))),
-                steps=20 if sigmas is None else max(1, len(sigmas) - 1),
+                steps=steps or 20,
                 warm_up=run.schedule.warm_up,
                 costs=group.costs(args, kwargs),
                 fits=lambda plan: self._fits(plan, group),
@@ -193,11 +233,6 @@ class RemoteModel:
             group.set_plan(choice.plan)
         else:
             group.set_plan(self.request.candidates()[0])
-        group.prepare(args, kwargs)
-        units = self.source.units
-        group.set_patches(
-            run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
-        )
 
     def _fits(self, plan: ParallelPlan, group: WorkerGroup) -> bool:
         """Whether each device has memory for what the plan puts on it."""
@@ -216,9 +251,19 @@ class RemoteModel:
         run, self._run = self._run, None
         if run is None:
             return
-        report = run.group.end_run()
+        try:
+            report = run.group.end_run()
+        except WorkerError as error:
+            # All results are there already, and the next run gets new workers.
+            self._note(error)
+            return
         if report is not None and report.evaluations:
             record(report)
+
+    def _note(self, error: WorkerError) -> None:
+        """Keep an error that does no harm to what goes on now."""
+        log.warning("%s", error)
+        record_error(self.source.name, error)
 
     def _make_group(self) -> WorkerGroup:
         launch = Launch(
@@ -259,10 +304,11 @@ def lane_key(options: dict[str, Any], x: Any) -> Hashable:
     return tuple(options.get("uuids", ())), tuple(options.get("cond_or_uncond", ())), shapes
 
 
-def _group_key(spec: dict[str, Any], devices: tuple[str, ...]) -> Hashable:
-    files = []
+def _files_of(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """The files that the loader call names, with what tells whether they changed."""
+    files = {}
     for argument in spec["loader"][1]:
         if isinstance(argument, str) and os.path.isfile(argument):
             stat = os.stat(argument)
-            files.append((argument, stat.st_mtime_ns, stat.st_size))
-    return repr(spec), tuple(files), devices
+            files[argument] = stat.st_mtime_ns, stat.st_size
+    return files

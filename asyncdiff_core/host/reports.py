@@ -1,22 +1,37 @@
-"""The reports of the last sampling runs, for `GET /asyncdiff/report`."""
+"""The last sampling runs, and the last errors of workers."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import Any
 
 from ..report import RunReport
 
-_KEEP = 32
-_runs: deque[dict[str, Any]] = deque(maxlen=_KEEP)
+_runs: deque[dict[str, Any]] = deque(maxlen=32)
+_errors: deque[dict[str, Any]] = deque(maxlen=8)
 
 
-def record(report: RunReport) -> None:
-    """Keep `report`, with the prompt and the node that it belongs to."""
+def name_run(report: RunReport) -> None:
+    """Write into `report` to which prompt and node it belongs."""
     context = _executing_context()
     if context is not None:
         report.prompt_id, report.node_id = context.prompt_id, context.node_id
+
+
+def record(report: RunReport) -> None:
+    """Keep `report`."""
     _runs.append(report.as_dict())
+
+
+def record_error(model: str, error: Exception) -> None:
+    """Keep the text of a worker's error."""
+    _errors.append({"time": time.time(), "model": model, "text": str(error)})
+
+
+def last_errors() -> list[dict[str, Any]]:
+    """The last errors of workers as plain data, newest last."""
+    return list(_errors)
 
 
 def last_runs() -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def make_group(name: str, num_stages: int, folder: Path, **options: Any) -> Work
 
 
 def pids_of(group: WorkerGroup) -> list[int]:
-    return [member.process.pid for member in group._members]
+    return [member.process.pid for member in group.members]
 
 
 def exists(pid: int) -> bool:

@@ -63,7 +63,7 @@ def assert_broken(group: WorkerGroup, pids: list[int]) -> None:
     assert_gone(pids)
     assert group.broken and not group.is_alive() and not group.is_loaded()
     assert group.end_run() is None
-    (folder,) = group._folder.parent.iterdir()
+    (folder,) = group.folder.parent.iterdir()
     assert {path.name for path in folder.iterdir()} == {
         f"worker-{rank}.log" for rank in range(group.plan.num_workers)
     }
@@ -85,7 +85,7 @@ def test_a_worker_is_killed_in_the_middle_of_an_evaluation(
     group.begin_run(AsyncSchedule())
     with pytest.raises(WorkerDiedError) as caught:
         group.evaluate(*calls[0])
-    log = log_of(group._folder.parent, victim)
+    log = log_of(group.folder.parent, victim)
     for text in (f"worker {victim} on cpu", "SIGKILL", str(log)):
         assert text in str(caught.value)
     assert_broken(group, pids)
@@ -104,7 +104,7 @@ def test_a_worker_is_killed_between_two_evaluations(own_group: Any) -> None:
         for one in calls:  # the last stage may still answer from what it has received
             group.evaluate(*one)
     assert_broken(group, pids)
-    assert "Segmentation fault" in log_of(group._folder.parent, 0).read_text()
+    assert "Segmentation fault" in log_of(group.folder.parent, 0).read_text()
 
 
 def test_a_worker_is_killed_between_two_runs(own_group: Any) -> None:
@@ -137,7 +137,7 @@ def test_a_worker_that_stands_still(own_group: Any, gate: Gate) -> None:
         group.evaluate(*calls[0])
     for text in (f"worker {victim} on cpu", "ASYNCDIFF_TIMEOUT"):
         assert text in str(caught.value)
-    assert str(log_of(group._folder.parent, victim)) in str(caught.value)
+    assert str(log_of(group.folder.parent, victim)) in str(caught.value)
     assert_broken(group, pids)
 
 
@@ -233,7 +233,7 @@ def test_a_stage_that_raises(
     with pytest.raises(error) as caught:
         group.evaluate(*one)
     assert type(caught.value) is error
-    log = log_of(group._folder.parent, worker)
+    log = log_of(group.folder.parent, worker)
     for text in (f"worker {worker} on cpu", "the toy was told to", str(log)):
         assert text in str(caught.value)
     assert_broken(group, pids)
@@ -286,7 +286,7 @@ def test_nothing_is_left_after_close(own_group: Any) -> None:
     idle, starting = own_group("skipnet", 2), own_group("skipnet", 2)
     run(idle, AsyncSchedule(), batched("skipnet", 2))
     pids = pids_of(idle) + pids_of(starting)
-    folder = idle._folder.parent
+    folder = idle.folder.parent
     assert len(list(folder.iterdir())) == 2
     for path in (folder, *folder.iterdir()):
         assert path.stat().st_mode & 0o077 == 0  # logs may name what somebody generates

@@ -31,6 +31,7 @@ from tests.distributed.helpers import (
     ranges_of,
     run,
     unbatched,
+    wait_until,
 )
 from tests.toys import make_model
 
@@ -279,6 +280,11 @@ def test_unload_in_the_middle_of_a_run(shared_group: Any) -> None:
     group.begin_run(AsyncSchedule())
     assert equal([group.evaluate(*one) for one in calls[:2]], expected[:2])
     group.unload()
+    assert group.is_alive() and not group.is_loaded()
+    # The stored activations are still there, so that the run can go on once they load again.
+    group.restore()
+    assert equal([group.evaluate(*one) for one in calls[2:]], expected[2:])
+    group.unload()
     group.end_run()
     assert group.is_alive() and not group.is_loaded()
     assert equal(run(group, AsyncSchedule(), calls)[0], expected)
@@ -341,11 +347,25 @@ def test_cancelled_runs_leave_the_group_usable(own_group: Any, gate: Gate, name:
 def test_cancelled_while_loading(own_group: Any, gate: Gate) -> None:
     group = own_group("chain", 2, gate=str(gate.folder), poll=gate.poll)
     calls = batched("chain", 4)
-    for _ in range(2):
-        gate.cancel_at("loading")
-        with pytest.raises(Cancelled):
-            group.prepare(calls[0].args, calls[0].kwargs)
-        assert not group.is_loaded() and group.is_alive()
+    gate.cancel_at("loading")
+    with pytest.raises(Cancelled):
+        group.prepare(calls[0].args, calls[0].kwargs)
+    assert not group.is_loaded() and group.is_loading and group.is_alive()
+    # The workers went on with it, and a second load, which would wait here, is not asked for.
+    assert wait_until(lambda: not gate.is_waited_at(), 30)
+    gate.close("loading")
+    group.prepare(calls[0].args, calls[0].kwargs)
+    gate.open("loading")
+    assert_is_oracle(group, "chain", AsyncSchedule(), calls)
+
+
+def test_cancelled_while_loading_and_unloaded(own_group: Any, gate: Gate) -> None:
+    group = own_group("chain", 2, gate=str(gate.folder), poll=gate.poll)
+    calls = batched("chain", 4)
+    gate.cancel_at("loading")
+    with pytest.raises(Cancelled):
+        group.prepare(calls[0].args, calls[0].kwargs)
+    assert group.unload() and not group.is_loading
     assert_is_oracle(group, "chain", AsyncSchedule(), calls)
 
 

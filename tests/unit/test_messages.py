@@ -25,7 +25,6 @@ EXAMPLES = [
         backend="gloo",
         rendezvous="/tmp/somewhere/rendezvous",
         world_size=3,
-        timeout=60.0,
     ),
     messages.MeasureCosts((torch.rand(2, 3), None), {"context": torch.rand(2, 7, 4), "n": 3}),
     messages.Load(2, 5, ((0, (0, 1)),), ((2, (4,)), (3, (2, 4))), lead=1),
@@ -41,7 +40,7 @@ EXAMPLES = [
     messages.Result((torch.rand(2, 2), None)),
     messages.RunEnded([(0, 0, "sync", 1.0, 0.5, 0.25, 2.0)], 1 << 20),
     messages.Beat(12, "computing"),
-    messages.Failed("ValueError: no", out_of_memory=True, traceback="Traceback ..."),
+    messages.Failed("ValueError: no", kind="memory", traceback="Traceback ..."),
 ]
 
 

@@ -36,7 +36,7 @@ class FakeGroup:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> GroupPool:
     monkeypatch.setattr(pool_module, "LINGER_SECONDS", 0.2)
-    return GroupPool(capacity=2)
+    return GroupPool(lambda: 2)
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

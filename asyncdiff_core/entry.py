@@ -1,0 +1,91 @@
+"""Where a worker process begins. Run as a program by process.py.
+
+What is imported here is light, so that the worker gives signs of life, and ends with its host,
+from the first moment on: importing torch and ComfyUI can take minutes from a cold disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .frames import plain_frame
+
+BEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """The process that started this one, and the group's folder, which it owns."""
+
+    pid: int
+    folder: str
+
+    def is_gone(self) -> None:
+        """End this process, as its host has closed the socket without a word.
+
+        If the host has ended it could not remove the folder, so it is done here.
+        """
+        deadline = time.monotonic() + 2.0
+        while os.getppid() == self.pid and time.monotonic() < deadline:
+            time.sleep(0.02)  # it closes its sockets a moment before it is gone
+        if os.getppid() != self.pid:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(0)  # nobody is left to report to
+
+
+class SignsOfLife:
+    """In this context: a beat every second, and the end of the process with that of its host."""
+
+    def __init__(self, sock: socket.socket, host: Host) -> None:
+        self._socket, self._host = sock, host
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="signs of life", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()  # from here on somebody else writes to the socket
+
+    def _live(self) -> None:
+        beat = plain_frame(("Beat", 0, (0, "computing")))
+        try:
+            while not self._over.wait(BEAT_SECONDS):
+                self._socket.sendall(beat)
+        except OSError:
+            self._host.is_gone()
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description="A worker of AsyncDiff; started by ComfyUI.", allow_abbrev=False
+    )
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--control-fd", type=int, help="inherited socket (POSIX)")
+    group.add_argument("--control-stdin", action="store_true", help="shared socket (Windows)")
+    parser.add_argument("--folder", required=True, help="of the group")
+    options, host_arguments = parser.parse_known_args(argv)
+    # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
+    sys.argv = [sys.argv[0], *host_arguments]
+    if options.control_fd is not None:
+        sock = socket.socket(fileno=options.control_fd)
+    else:
+        sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
+    sock.setblocking(True)
+    host = Host(os.getppid(), options.folder)
+    with SignsOfLife(sock, host):
+        from .worker import run
+    run(sock, host)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

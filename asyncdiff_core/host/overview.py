@@ -1,0 +1,46 @@
+"""What programs see of the worker groups, and how they release them. See docs/api.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import RequestError
+from ..settings import max_groups, timeout_seconds
+from ..status import group_status
+from .pool import POOL
+from .reports import last_errors
+
+
+def status() -> dict[str, Any]:
+    """All groups and their workers, the last errors, and the limits, as plain data."""
+    return {
+        "groups": [
+            {**group_status(group), "references": references} for group, references in POOL.groups()
+        ],
+        "last_errors": last_errors(),
+        "limits": {"max_groups": max_groups(), "timeout_seconds": timeout_seconds()},
+    }
+
+
+def release(body: Any) -> dict[str, list[str]]:
+    """Do what the body of `POST /asyncdiff/release` asks.
+
+    Args:
+        body: ``{"group": id, "keep_workers": bool}``, both optional.
+
+    Raises:
+        RequestError: the body is something else, or there is no such group.
+    """
+    if not isinstance(body, dict):
+        raise RequestError(f"the body must be a JSON object, but is {body!r}")
+    unknown = sorted(body.keys() - {"group", "keep_workers"})
+    if unknown:
+        raise RequestError(f"unknown fields {unknown}; there are 'group' and 'keep_workers'")
+    group, keep_workers = body.get("group"), body.get("keep_workers", False)
+    if not isinstance(keep_workers, bool):
+        raise RequestError(f"keep_workers must be true or false, but is {keep_workers!r}")
+    ids = [each.id for each, _ in POOL.groups()]
+    if group is not None and group not in ids:
+        raise RequestError(f"there is no group {group!r}; there are {ids}")
+    released = POOL.release(group, keep_workers=keep_workers)
+    return {"released": released.released, "busy": released.busy}

@@ -1,0 +1,45 @@
+"""What environment variables set, with clear errors where they make no sense."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from .errors import SettingError
+
+
+def timeout_seconds() -> float:
+    """ASYNCDIFF_TIMEOUT: seconds without progress after which a worker counts as hung.
+
+    Raises:
+        SettingError: it is no positive number.
+    """
+    return _positive("ASYNCDIFF_TIMEOUT", 60.0)
+
+
+def max_groups() -> int:
+    """ASYNCDIFF_MAX_GROUPS: how many distributed models may stay in memory at a time.
+
+    Raises:
+        SettingError: it is no whole number of at least 1.
+    """
+    value = _positive("ASYNCDIFF_MAX_GROUPS", 2)
+    if value != int(value):
+        raise SettingError(f"ASYNCDIFF_MAX_GROUPS is {value}; set it to a whole number.")
+    return int(value)
+
+
+def _positive(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise SettingError(
+            f"The environment variable {name} is {text!r}; set it to a number above 0, or not at "
+            "all."
+        )
+    return value
