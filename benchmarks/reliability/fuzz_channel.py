@@ -1,6 +1,6 @@
 """Damaged and hostile messages on the control channel, in both directions.
 
-Toward ComfyUI: a real WorkerProcess whose worker is replaced by a program that only sleeps; the
+Toward ComfyUI: a real WorkerProcess whose worker is replaced by a program that only stands still; the
 bytes are written into its end of the channel from outside. Toward a worker: bytes for the function
 that its reading thread calls, and then, for a real worker, messages that are well-formed and make
 no sense. Allowed are a message that is none the worse, an answer `Failed`, the errors of this
@@ -37,6 +37,7 @@ from .processes import wait_until, workers_of
 
 PATIENCE = 0.05  # for the rest of a frame that claims to be longer than it is
 HANG_SECONDS = 10.0
+ENDED = "the worker ended"
 HUGE = (2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)
 
 
@@ -132,7 +133,7 @@ def to_host(count: int, seed: int, folder: Path) -> Counter[str]:
         AssertionError: one of them led to anything else than an error of the project's.
     """
     sleeper = folder / "sleeper"
-    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.write_text("#!/bin/sh\nkill -STOP $$\n")
     sleeper.chmod(sleeper.stat().st_mode | stat.S_IXUSR)
     launch = Launch(python_path=(), cwd=str(folder), python=str(sleeper))
     chance, frames, found = random.Random(seed), samples(), Counter[str]()
@@ -205,7 +206,7 @@ def to_reader(count: int, seed: int, folder: Path) -> Counter[str]:
 def to_worker(count: int, seed: int, folder: Path) -> Counter[str]:
     """What a real worker makes of `count` messages that are well-formed and make no sense.
 
-    One that is ended by them is started again.
+    One that is ended by them is started again. The last message is not even well-formed.
 
     Raises:
         AssertionError: it was ended by a signal, or neither answered nor ended.
@@ -216,19 +217,22 @@ def to_worker(count: int, seed: int, folder: Path) -> Counter[str]:
         with _worker(folder) as worker:
             while left > 0 and worker.is_alive():
                 left -= 1
-                name, ticket, fields = _message(chance)
-                found[_worker_takes(worker, (name, ticket, fields))] += 1
+                found[_worker_takes(worker, _message(chance))] += 1
+            if not left and worker.is_alive():
+                assert _worker_takes(worker, ("Beat", 1, ("many",))) == ENDED
     return found
 
 
-def _message(chance: random.Random) -> tuple[str, int, tuple[Any, ...]]:
-    wire = nonsense(chance)
-    while not (isinstance(wire, tuple) and len(wire) == 3 and wire[0] in messages._TYPES):
+def _message(chance: random.Random) -> Any:
+    """One that the reading thread takes, with nonsense in its fields."""
+    while True:
         wire = nonsense(chance)
-    name, _, fields = wire
-    needed = len(messages._TYPES[name].__dataclass_fields__)
-    fields = (*fields, *[None] * needed)[:needed]
-    return ("Unload" if name == "Stop" else name), chance.randint(1, 1000), fields
+        try:
+            message, _ = from_wire(wire)
+        except AsyncDiffError:
+            continue
+        if not isinstance(message, messages.Stop):
+            return wire
 
 
 def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
@@ -249,7 +253,7 @@ def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
     except AsyncDiffError:
         code = worker._process.wait(HANG_SECONDS)
         assert code >= 0, f"{wire} ended the worker with signal {-code}"
-        return "the worker ended"
+        return ENDED
 
 
 @contextmanager
@@ -259,15 +263,20 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
         own = Path(tempfile.mkdtemp(dir=folder))
         worker.send(
             messages.Configure(
-                *(0, "worker 0", "cpu", 1, "tests.toys:build", {"model": "chain"}, "gloo"),
-                *(str(own / "rendezvous"), 1, 60.0),
+                rank=0,
+                name="worker 0",
+                device="cpu",
+                num_threads=1,
+                builder="tests.toys:build",
+                spec={"model": "chain"},
+                backend="gloo",
+                rendezvous=str(own / "rendezvous"),
+                world_size=1,
             ),
             HANG_SECONDS,
         )
         while worker.ready is None:
-            message, _ = worker.receive(120)
-            if isinstance(message, messages.Ready):
-                break
+            worker.receive(120)
         yield worker
     finally:
         worker.close()
