@@ -2,8 +2,8 @@
 
 A case is a kind of fault at a moment, and it is passed if
 
-- the prompt ends within bounded time, with an error on the sampler's node that names the worker, its
-  device, what happened and a log file that exists; where the group was idle it may work instead;
+- the prompt ends within bounded time, with an error on the sampler's node that names the worker,
+  its device, what happened and a log file that exists; where the group was idle it may work;
 - five seconds later no process of the broken group is left;
 - the next prompt works by itself, and gives the picture of before, bit for bit.
 """
@@ -24,7 +24,7 @@ from demo.graphs import Workflow
 from tests.host import lab
 
 from . import live
-from .kinds import KINDS, Kind, Missed
+from .kinds import KINDS, Kind, MissedError
 from .live import Outcome, Prompt, Watch
 from .processes import WorkerSeen, has_mapped, left_of, links_of, wait_until, workers_of
 
@@ -79,7 +79,7 @@ class Faults:
         for _ in range(ATTEMPTS):
             try:
                 return self._attempt(kind, moment, rank)
-            except Missed:
+            except MissedError:
                 lab.latent(self._server, flow())
         problem = f"the moment was missed {ATTEMPTS} times"
         return Case(kind.name, moment, "missed", problems=(problem,))
@@ -88,18 +88,18 @@ class Faults:
         prompt, victim = self._reach(moment, rank)
         pids = [w.pid for w in workers_of(self._server.pid) if w.folder == victim.folder]
         if prompt is not None and prompt.is_over:
-            raise Missed(moment)
+            raise MissedError(moment)
         injected = time.monotonic()
         try:
             kind.inject(victim)
         except OSError as error:
-            raise Missed(f"{moment}: {error}") from error
+            raise MissedError(f"{moment}: {error}") from error
         if prompt is None:
             prompt = self._watch.send(flow(seed=next(_seeds)))
         outcome = prompt.end(START_SECONDS)
         seconds = outcome.seconds - (injected - prompt.sent)
         if moment in ("start", "load") and prompt.steps_done:
-            raise Missed(f"{moment}: it had begun to sample")
+            raise MissedError(f"{moment}: it had begun to sample")
         problems = []
         if outcome.kind == "execution_success":
             cell = "works"
@@ -148,7 +148,7 @@ class Faults:
 
         wait_until(look, START_SECONDS, 0.001)
         if not found:
-            raise Missed("the prompt was over before")
+            raise MissedError("the prompt was over before")
         return found[0]
 
     def _worker(self, rank: int) -> WorkerSeen:

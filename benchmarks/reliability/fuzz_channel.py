@@ -1,10 +1,10 @@
 """Damaged and hostile messages on the control channel, in both directions.
 
-Toward ComfyUI: a real WorkerProcess whose worker is replaced by a program that only stands still; the
-bytes are written into its end of the channel from outside. Toward a worker: bytes for the function
-that its reading thread calls, and then, for a real worker, messages that are well-formed and make
-no sense. Allowed are a message that is none the worse, an answer `Failed`, the errors of this
-project, and, for a worker, ending in good order.
+Toward ComfyUI: a real WorkerProcess whose worker is replaced by a program that only stands still;
+the bytes are written into its end of the channel from outside. Toward a worker: bytes for the
+function that its reading thread calls, and then, for a real worker, messages that are well-formed
+and make no sense. Allowed are a message that is none the worse, an answer `Failed`, the errors of
+this project, and, for a worker, ending in good order.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def frame(wire: Any) -> bytes:
     return b"".join(bytes(part) for part in encode_frame(wire))
 
 
-class _Command:
+class Command:
     """A pickle that runs a command where it is taken apart."""
 
     def __init__(self, canary: Path) -> None:
@@ -98,7 +98,7 @@ def hostile(data: bytes, chance: random.Random, canary: Path) -> bytes:
     elif kind == 6:
         damage = bytearray(chance.randbytes(chance.randint(0, 512)))
     elif kind == 7:
-        damage = bytearray(_pickled(chance.choice((_Command(canary), _Command, os.system, eval))))
+        damage = bytearray(_pickled(chance.choice((Command(canary), Command, os.system, eval))))
     else:
         damage = bytearray(frame(nonsense(chance)))
     return bytes(damage)

@@ -32,6 +32,7 @@ COMFYUI = {"OutOfMemoryError", "DependencyCycleError"}
 # ComfyUI checks no value that stands where a link should. Its own sampling code gets these, as from
 # a stock node, and fails with whatever Python says.
 UNCHECKED = ("positive", "negative", "latent_image")
+LATENTS_AND_CONDS = ("positive", "negative", "empty")
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 17, 65, 10**4, 10**9, -(2**63), 2**64, 2**70),
     *(0.0, -0.5, 1.5, 1e308, float("nan"), float("inf")),
@@ -135,7 +136,7 @@ def is_unchecked(flow: Workflow, outcome: Outcome) -> bool:
 
 def is_link(flow: Workflow, value: Any) -> bool:
     """Whether the value leads to an output that can be of the right type: not one of a MODEL."""
-    return isinstance(value, list) and len(value) == 2 and value[0] in ("positive", "negative", "empty")
+    return isinstance(value, list) and len(value) == 2 and value[0] in LATENTS_AND_CONDS
 
 
 # Routes ----------------------------------------------------------------------------------------

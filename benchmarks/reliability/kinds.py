@@ -17,7 +17,7 @@ SQUEEZE_SECONDS = 1.0
 LEFT_BYTES = 2**20
 
 
-class Missed(Exception):
+class MissedError(Exception):
     """The moment was over before the fault could be injected."""
 
 
@@ -67,7 +67,7 @@ def _squeeze(worker: WorkerSeen) -> None:
 def _cut_links(worker: WorkerSeen) -> None:
     links = links_of(worker.pid)
     if not links:
-        raise Missed("the worker has no link")
+        raise MissedError("the worker has no link")
     for descriptor in links:
         cut(worker.pid, descriptor)
 

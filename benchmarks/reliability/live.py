@@ -64,7 +64,7 @@ class Outcome:
         return f"{self.data.get('node_type')}: {self.error}: {self.text}"
 
 
-class Hung(AssertionError):
+class HungError(AssertionError):
     """Something did not happen within its time."""
 
 
@@ -86,7 +86,7 @@ class Prompt:
         """The first event of which `condition` is true; waits for it.
 
         Raises:
-            Hung: none came within `timeout` seconds.
+            HungError: none came within `timeout` seconds.
         """
         found: list[Event] = []
 
@@ -96,7 +96,7 @@ class Prompt:
 
         with self.changed:
             if not self.changed.wait_for(look, timeout):
-                raise Hung(f"prompt {self.id}: nothing of the kind within {timeout:g} s")
+                raise HungError(f"prompt {self.id}: nothing of the kind within {timeout:g} s")
         return found[0]
 
     def step(self, number: int, timeout: float) -> Event:
@@ -123,7 +123,7 @@ class Prompt:
         """Wait for its end, and for the server to be ready for the next one.
 
         Raises:
-            Hung: it did not end within `timeout` seconds.
+            HungError: it did not end within `timeout` seconds.
         """
         told = self.first(lambda e: e.kind in ENDS, timeout)
         self.first(lambda e: e.kind == "executing" and e.data["node"] is None, timeout)
@@ -143,7 +143,7 @@ class Watch:
     def __enter__(self) -> Watch:
         self._thread.start()
         if not self._connected.wait(30):
-            raise Hung("the server's websocket did not open within 30 s")
+            raise HungError("the server's websocket did not open within 30 s")
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

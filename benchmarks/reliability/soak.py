@@ -165,15 +165,11 @@ class Soak:
     def _any(self) -> str:
         return self._chance.choice(list(self._flows))
 
-    def _send(
-        self, name: str, flows: dict[str, Workflow] | None = None
-    ) -> tuple[str, Prompt]:
+    def _send(self, name: str, flows: dict[str, Workflow] | None = None) -> tuple[str, Prompt]:
         self.num_prompts += 1
         return name, self._watch.send(lab.fresh((flows or self._flows)[name]))
 
-    def _finish(
-        self, name: str, prompt: Prompt, flows: dict[str, Workflow] | None = None
-    ) -> None:
+    def _finish(self, name: str, prompt: Prompt, flows: dict[str, Workflow] | None = None) -> None:
         """Wait for a prompt that must succeed, and look at its picture."""
         outcome = prompt.end(PATIENCE)
         self._expect(name, outcome, "execution_success")

@@ -98,4 +98,3 @@ def test_cache_modes(
         latent(server, wan(52))
         assert torch.equal(latent(server, wan(51)), first)
         assert pids(server) == warm
-
