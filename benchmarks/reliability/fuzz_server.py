@@ -43,6 +43,10 @@ VALUES: tuple[Any, ...] = (
     *(["sampler", 0], ["positive", 0], ["empty", 0], ["model", "0"], ["model", -1]),
 )
 
+# An input that a node does not know is not checked by ComfyUI, and a link to nowhere in it ends the
+# thread that runs prompts, whatever the node: there is nothing to learn about this pack.
+NO_LINKS = tuple(value for value in VALUES if not isinstance(value, list))
+
 
 def bases() -> list[Workflow]:
     """Workflows that together use every node of the pack."""
@@ -80,9 +84,7 @@ def mutated(flow: Workflow, chance: random.Random) -> Workflow:
         if kind == 0:
             inputs.pop(name, None)
         elif kind == 1:
-            inputs[chance.choice(("model", "extra", "", "self", "cls", "\0"))] = chance.choice(
-                VALUES
-            )
+            inputs[chance.choice(("extra", "", "self", "cls", "\0"))] = chance.choice(NO_LINKS)
         elif kind == 2 and isinstance(inputs.get(name), int):
             inputs[name] = inputs[name] + chance.choice((-1, 1, 0.5, 10**6))
         else:
