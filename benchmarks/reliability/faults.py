@@ -30,7 +30,7 @@ from .processes import WorkerSeen, has_mapped, left_of, links_of, wait_until, wo
 
 MOMENTS = ("start", "load", "warm-up", "async", "idle")
 TIMEOUT = 5  # the server's ASYNCDIFF_TIMEOUT
-BOUND = TIMEOUT + 10.0  # from the fault to its error: ending a stopped process takes six seconds
+BOUND = TIMEOUT + 15.0  # from the fault to its error: ending a stopped process takes six seconds
 START_SECONDS = 120.0
 GONE_SECONDS = 5.0
 ATTEMPTS = 4

@@ -177,9 +177,10 @@ def _post(server: ComfyServer, data: bytes) -> str:
     try:
         with opener.open(request, timeout=PATIENCE) as response:
             answer = json.loads(response.read())
-            assert set(answer) == {"released", "busy"}, (data, answer)
+            assert set(answer) == {"released", "busy"}, (data[:200], answer)
             return "200"
     except urllib.error.HTTPError as error:
         text = error.read()
-        assert error.code == 400 and json.loads(text)["error"], (data, error.code, text)
+        assert error.code == 400, (data[:200], error.code, text)
+        assert json.loads(text)["error"], (data[:200], text)
         return "400"
