@@ -7,6 +7,8 @@ stock ComfyUI on one thread, then each plan that the machine has cores for, in t
 the fastest of each counts, since what else the machine does can only add time. *Predicted* is the
 planner's ideal time; *slowest stage* uses, in place of the planner's costs, what the slowest worker
 really computed while all of them ran, so what remains between it and the measured time is overhead.
+*Step / slowest* is the median step after the warm-up, at the sampler, in units of what the slowest
+stage computes in it.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
     from asyncdiff_core.host.pool import POOL
     from asyncdiff_core.host.reports import last_runs
     from asyncdiff_core.planner import predicted_speedup
+    from asyncdiff_core.timeline import slowest_stage_busy_seconds, step_seconds_after_warm_up
 
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
@@ -82,7 +85,7 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
                 model = with_schedule(parallelize(stock, plan), warm_up, False)
                 subjects.append(((stages, stride, replicas), model))
         best: dict[Any, float] = {}
-        busy: dict[Any, float] = {}
+        reports: dict[Any, dict[str, Any]] = {}
         for repeat in range(repeats + 1):
             for name, model in subjects:
                 if name is not None:
@@ -92,10 +95,10 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
                     continue
                 best[name] = took
                 if name is not None:
-                    busy[name] = slowest_busy(last_runs()[-1])
+                    reports[name] = last_runs()[-1]
         print(f"\n{steps} steps, warm-up {warm_up}, CFG; stock on one thread: {best[None]:.2f} s\n")
-        print("| N, S, R | seconds | speed-up | predicted | slowest stage alone |")
-        print("|---|---|---|---|---|")
+        print("| N, S, R | seconds | speed-up | predicted | slowest stage alone | step / slowest |")
+        print("|---|---|---|---|---|---|")
         for name, model in subjects[1:]:
             plan = model.remote.request.candidates()[0]
             group = POOL.peek(model.remote.key)
@@ -103,11 +106,14 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
             ideal = predicted_speedup(
                 plan, num_conds=2, steps=steps, warm_up=warm_up, costs=group.unit_costs
             )
+            report = reports[name]
+            step = step_seconds_after_warm_up(report)
+            stage = slowest_stage_busy_seconds(report)
             rounds = warm_up * plan.stages + -(-(steps - warm_up) // plan.stride)
             print(
                 f"| {', '.join(map(str, name))} | {best[name]:.2f} | "
                 f"{best[None] / best[name]:.2f}x | {ideal:.2f}x ({best[None] / ideal:.2f} s) | "
-                f"{rounds * busy[name]:.2f} s |"
+                f"{rounds * slowest_busy(report):.2f} s | {step / stage:.3f} |"
             )
         POOL.close()
 

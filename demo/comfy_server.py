@@ -149,7 +149,7 @@ class ComfyServer:
             )
         atexit.register(self.stop)
         try:
-            self._wait_until_ready(timeout)
+            self.wait_until_ready(timeout)
         except BaseException:
             self.stop()
             raise
@@ -257,7 +257,8 @@ class ComfyServer:
 
     # Inside
 
-    def _wait_until_ready(self, timeout: float) -> None:
+    def wait_until_ready(self, timeout: float = 180) -> None:
+        """Wait until the process answers, after a start or a restart."""
         deadline = time.monotonic() + timeout
         while True:
             try:

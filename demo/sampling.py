@@ -1,16 +1,18 @@
-"""Run a workflow's sampler on a server, and take its time.
+"""Run the samplers of workflows on a server, and take their times.
 
 - The seconds are those of the sampler node. Model, prompts and empty latent come from ComfyUI's
   cache and pictures are decoded in a run of their own, so that only the sampler is left, and a node
   that writes its latent to disk (milliseconds). ComfyUI's record of what it ran is checked for
   that.
 - A short run goes before, and does not count: it loads weights and starts workers.
-- Then the workflow runs three times, with other seeds the first two times, and the fastest run
-  counts: what else the machine does can only add time. The pictures are those of the last run.
+- Then each workflow runs three times, with other seeds the first two times, and its fastest run
+  counts: what else the machine does can only add time. Workflows that are compared take turns, so
+  that a slow minute of the machine is one for all of them. The pictures are those of the last run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,16 +44,23 @@ class Sampled(NamedTuple):
     images: list[Image.Image]  # of the last
 
 
-def sample(server: ComfyServer, workflow: Workflow) -> Sampled:
-    """Run the workflow's sampler: once to load everything, then to measure; and decode."""
-    cold = run_sampler(server, graphs.resampled(workflow, **SHORT))
-    others = [
-        run_sampler(server, graphs.resampled(workflow, **inputs), cached=True) for inputs in OTHERS
-    ]
-    last = run_sampler(server, workflow, cached=True)
-    files = server.files(server.run(workflow))
-    images = pictures.load([path for path in files if path.suffix == ".png"])
-    return Sampled(cold, min([*others, last], key=lambda run: run.seconds), last, images)
+def sample(server: ComfyServer, workflows: Sequence[Workflow]) -> list[Sampled]:
+    """Run the workflows' samplers: once to load everything, then to measure; and decode."""
+    cold = [run_sampler(server, graphs.resampled(flow, **SHORT)) for flow in workflows]
+    runs: list[list[Run]] = [[] for _ in workflows]
+    for inputs in (*OTHERS, {}):
+        for flow, its_runs in zip(workflows, runs, strict=True):
+            its_runs.append(run_sampler(server, graphs.resampled(flow, **inputs), cached=True))
+    sampled = []
+    for flow, first, its_runs in zip(workflows, cold, runs, strict=True):
+        files = server.files(server.run(flow))
+        images = pictures.load([path for path in files if path.suffix == ".png"])
+        sampled.append(Sampled(first, fastest(its_runs), its_runs[-1], images))
+    return sampled
+
+
+def fastest(runs: Sequence[Run]) -> Run:
+    return min(runs, key=lambda run: run.seconds)
 
 
 def run_sampler(server: ComfyServer, workflow: Workflow, *, cached: bool = False) -> Run:

@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..evaluator import Call
 from ..group import ModelSource, WorkerGroup
-from ..log import get_logger
+from ..log import get_logger, prune_folders
 from ..partition import partition, require_units
 from ..plan import ParallelPlan
 from ..planner import PlanRequest, choose
@@ -273,9 +273,11 @@ class RemoteModel:
             arguments=tuple(sys.argv[1:]),
             cpu_arguments=_cpu_arguments(sys.argv[1:]),
         )
+        folder = Path(folder_paths.get_temp_directory()) / "asyncdiff"
+        prune_folders(folder, [group.folder for group, _ in POOL.groups()])
         return WorkerGroup(
             *(self.request.candidates()[0], self.source, launch),
-            folder=Path(folder_paths.get_temp_directory()) / "asyncdiff",
+            folder=folder,
             poll=comfy.model_management.throw_exception_if_processing_interrupted,
         )
 

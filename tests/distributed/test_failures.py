@@ -271,6 +271,16 @@ def test_a_worker_that_is_killed_while_it_starts(own_group: Any) -> None:
     assert_broken(group, pids)
 
 
+def test_a_worker_that_stands_still_while_it_starts(own_group: Any) -> None:
+    """It gives signs of life while it imports, so that the usual patience is enough."""
+    group = own_group("chain", 2, timeout=4.0)
+    pids = pids_of(group)
+    os.kill(pids[1], signal.SIGSTOP)
+    with pytest.raises(WorkerStartError, match="worker 1 on cpu made no progress for 4 s"):
+        group.wait_until_ready()
+    assert_broken(group, pids)
+
+
 def test_an_interpreter_that_does_not_exist(tmp_path: Path) -> None:
     launch = Launch(python_path=(), cwd=str(tmp_path), python=str(tmp_path / "no-python"))
     group = make_group("chain", 2, tmp_path / "groups", launch=launch)
@@ -342,6 +352,7 @@ def test_the_host_is_killed(tmp_path: Path) -> None:
         host.wait()
         for state, pids in workers.items():
             assert wait_until(lambda pids=pids: not any(map(exists, pids)), 5.0), state
+        assert not list(tmp_path.glob("**/asyncdiff-*"))  # nor their folders
     finally:
         host.kill()
         host.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.comfy_server import ComfyServer, PromptFailed
+from demo.comfy_server import ComfyServer, ComfyServerError, PromptFailed
 from demo.graphs import Workflow
 
 from . import sockets
@@ -85,12 +85,23 @@ def test_idle_worker_death_is_noticed_by_the_next_prompt(lab: ComfyServer) -> No
     assert torch.equal(latent(lab, flow), expected)
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("how", ["stop", "kill", "restart"])
 def test_no_worker_outlives_comfyui(comfyui_path: Path, tmp_path: Path, how: str) -> None:
-    server = ComfyServer(comfyui_path, tmp_path, env={"OMP_NUM_THREADS": "1"})
+    packs = [Path(__file__).parent / "restart_pack"]
+    server = ComfyServer(comfyui_path, tmp_path, env={"OMP_NUM_THREADS": "1"}, more_packs=packs)
     write_models(server.models)
     with server:
         pids = run_and_get_pids(server, asyncdiff(workflow("wan"), workers=3))
         assert len(pids) == 3 and all(is_alive(pid) for pid in pids)
-        getattr(server, how)()
+        folders = list(tmp_path.glob("temp/asyncdiff/asyncdiff-*"))
+        assert len(folders) == 1
+        if how == "restart":
+            with pytest.raises(ComfyServerError):  # there is nobody any more to answer
+                server.get("/test/restart")
+        else:
+            getattr(server, how)()
         assert wait_until_gone(pids, 5) == []
+        if how == "restart":
+            server.wait_until_ready()
+            assert run_and_get_pids(server, asyncdiff(workflow("wan")))
+        assert not folders[0].exists()

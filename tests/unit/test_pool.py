@@ -9,6 +9,7 @@ import pytest
 
 from asyncdiff_core.host import pool as pool_module
 from asyncdiff_core.host.pool import GroupPool
+from asyncdiff_core.schedule import AsyncSchedule
 
 
 class FakeSource:
@@ -22,6 +23,8 @@ class FakeGroup:
 
     def __init__(self) -> None:
         self.alive = self.is_running = False
+        self.holds_weights = True
+        self.id = f"g{id(self)}"
 
     def start(self) -> None:
         self.alive = True
@@ -31,6 +34,13 @@ class FakeGroup:
 
     def close(self) -> None:
         self.alive = False
+
+    def begin_run(self, schedule: AsyncSchedule) -> None:
+        self.is_running = True
+
+    def unload(self) -> bool:
+        held, self.holds_weights = self.holds_weights, False
+        return held
 
 
 @pytest.fixture
@@ -87,3 +97,37 @@ def test_a_new_user_starts_the_wait_anew(pool: GroupPool, monkeypatch: pytest.Mo
     time.sleep(0.5)
     assert group.alive
     pool.refer("a")  # cancels the long wait
+
+
+def test_a_group_whose_run_begins_is_not_released(pool: GroupPool) -> None:
+    busy = pool.obtain("a", FakeGroup, AsyncSchedule())
+    idle = pool.obtain("b", FakeGroup)
+    assert pool.release() == ([idle.id], [busy.id])
+    assert busy.alive and not idle.alive
+    assert pool.peek("b") is None and pool.peek("a") is busy
+    busy.is_running = False
+    assert pool.release(busy.id) == ([busy.id], [])
+    assert not busy.alive
+
+
+def test_release_of_the_weights_keeps_the_workers(pool: GroupPool) -> None:
+    a, b = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup)
+    assert pool.release(a.id, keep_workers=True) == ([a.id], [])
+    assert a.alive and not a.holds_weights and b.holds_weights
+    assert pool.peek("a") is a
+
+
+def test_idle_groups_give_way_to_one_that_needs_memory(pool: GroupPool) -> None:
+    a, b = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup)
+    assert pool.unload_others("a")
+    assert a.holds_weights and not b.holds_weights
+    assert not pool.unload_others("a")  # there is nothing left to give
+    b.holds_weights = b.is_running = True
+    assert not pool.unload_others("a") and b.holds_weights
+
+
+def test_a_group_counts_the_models_that_use_it(pool: GroupPool) -> None:
+    pool.refer("a")
+    pool.refer("a")
+    group = pool.obtain("a", FakeGroup)
+    assert pool.groups() == [(group, 2)]

@@ -1,18 +1,38 @@
 """Run in a process of its own: group, oracle and stock ComfyUI on one model, bit for bit.
 
-    python sdxl_parity.py COMFYUI PACK
+    python sdxl_parity.py COMFYUI PACK [everything]
 
-Prints one JSON object: the name of each comparison, and whether it held.
+Prints one JSON object: the name of each comparison, and whether it held. With `everything`, group
+and oracle are compared for every combination of plan, warm-up, steps, sampler and denoise, which
+takes some ten minutes:
+
+    python3 dev.py python -m benchmarks.parity
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
+from pathlib import Path
+
+# warm-up, time shift, and how it is sampled
+SOME_RUNS = (
+    (1, False, {}),
+    (2, False, {"sampler": "dpmpp_2m", "number": 20, "denoise": 0.6}),
+    (3, True, {"sampler": "dpmpp_2m", "number": 20}),
+)
+ALL_RUNS = tuple(
+    (warm_up, False, {"sampler": sampler, "number": number, "denoise": denoise})
+    for warm_up, sampler, number, denoise in itertools.product(
+        (1, 2, 3), ("euler", "dpmpp_2m"), (7, 20), (1.0, 0.6)
+    )
+)
 
 
-def main(comfyui: str, pack: str) -> None:
-    sys.path[:0] = [comfyui, pack]
+def main(comfyui: str, pack: str, extent: str = "") -> None:
+    runs = ALL_RUNS if extent == "everything" else SOME_RUNS
+    sys.path[:0] = [comfyui, pack, str(Path(__file__).parent)]
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
@@ -111,12 +131,7 @@ def main(comfyui: str, pack: str) -> None:
             model = parallelize(stock_model, plan)
             unbatched = replicas > 1
             stock = sample(stock_model, unbatched)
-            cases = (
-                (1, False, {}),
-                (2, False, {"sampler": "dpmpp_2m", "number": 20, "denoise": 0.6}),
-                (3, True, {"sampler": "dpmpp_2m", "number": 20}),
-            )
-            for warm_up, shift, how in cases:
+            for warm_up, shift, how in runs:
                 ours = sample(with_schedule(model, warm_up, shift), unbatched=False, **how)
                 ranges = POOL.peek(model.remote.key).ranges
                 oracle = oracle_model(ranges, warm_up, stride, shift)

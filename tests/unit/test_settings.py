@@ -1,0 +1,35 @@
+"""Environment variables: defaults, and errors that say what to change."""
+
+import pytest
+
+from asyncdiff_core.errors import SettingError
+from asyncdiff_core.settings import max_groups, timeout_seconds
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASYNCDIFF_TIMEOUT", raising=False)
+    monkeypatch.delenv("ASYNCDIFF_MAX_GROUPS", raising=False)
+    assert (timeout_seconds(), max_groups()) == (60.0, 2)
+
+
+def test_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCDIFF_TIMEOUT", "2.5")
+    monkeypatch.setenv("ASYNCDIFF_MAX_GROUPS", "3")
+    assert (timeout_seconds(), max_groups()) == (2.5, 3)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-3", "nan", "inf"])
+def test_nonsense(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    for name, read in (
+        ("ASYNCDIFF_TIMEOUT", timeout_seconds),
+        ("ASYNCDIFF_MAX_GROUPS", max_groups),
+    ):
+        monkeypatch.setenv(name, text)
+        with pytest.raises(SettingError, match=f"{name} is {text!r}"):
+            read()
+
+
+def test_half_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCDIFF_MAX_GROUPS", "1.5")
+    with pytest.raises(SettingError, match="whole number"):
+        max_groups()
