@@ -6,8 +6,8 @@
     python3 dev.py python -m benchmarks.reliability free
     python3 dev.py python -m benchmarks.reliability fuzz [--count 1000] [--seed 0]
 
-docs/reliability.md says what each of them does. They print what they found as JSON, and end with a
-status other than 0 if something is not as it is promised there.
+docs/reliability.md says what each of them does, and gets what it found. They end with a status
+other than 0 if something is not as it is promised there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cancel, faults, free, fuzz, live, soak
-from .document import fill
+from .document import figures, fill
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = REPO_ROOT / "docs" / "reliability.md"
@@ -80,27 +80,31 @@ def run_faults(options: argparse.Namespace, folder: Path) -> list[str]:
 def run_soak(options: argparse.Namespace, folder: Path) -> list[str]:
     (folder / "tmp").mkdir()
     with live.serving(options.comfyui, folder, TMPDIR=str(folder / "tmp")) as (server, watch):
-        return report(soak.Soak(server, watch, options.seed).run(options.prompts))
+        result = soak.Soak(server, watch, options.seed).run(options.prompts)
+    return report(f"soak --prompts {options.prompts} --seed {options.seed}", result)
 
 
 def run_cancel(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
-        return report(cancel.measure(server, watch, options.count))
+        result = cancel.measure(server, watch, options.count)
+    return report(f"cancel --count {options.count}", result)
 
 
 def run_free(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
-        return report(free.measure(server, watch))
+        return report("free", free.measure(server, watch))
 
 
 def run_fuzz(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
-        return report(fuzz.measure(server, watch, options.count, options.seed))
+        result = fuzz.measure(server, watch, options.count, options.seed)
+    return report(f"fuzz --count {options.count} --seed {options.seed}", result)
 
 
-def report(result: dict[str, Any]) -> list[str]:
-    """Print what was found; what of it is not as it should be."""
+def report(command: str, result: dict[str, Any]) -> list[str]:
+    """Print what was found, and put it into the document; what of it is not as it should be."""
     print(json.dumps(result, indent=2))
+    fill(DOCUMENT, command.split()[0], figures(command, result))
     return list(result["problems"])
 
 
