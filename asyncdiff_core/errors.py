@@ -13,6 +13,10 @@ class RequestError(AsyncDiffError):
     """The body of an HTTP request is not what its route takes."""
 
 
+class InputError(AsyncDiffError):
+    """A node's input is not of the kind that its name says."""
+
+
 class PlanError(AsyncDiffError):
     """The requested devices, stages, replicas or stride do not fit together."""
 

@@ -72,7 +72,7 @@ async def post_release(request: web.Request) -> web.Response:
     """End the workers of one group, or of all that are not sampling; or only free their weights."""
     try:
         body: Any = await request.json() if request.can_read_body else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return _refuse(f"the body is no JSON: {error}")
     try:
         return web.json_response(await asyncio.to_thread(release, body))

@@ -6,8 +6,9 @@ import weakref
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 
-from ..errors import CheckpointError, LayoutError, LoaderError
+from ..errors import CheckpointError, InputError, LayoutError, LoaderError
 from ..log import get_logger
 from ..plan import parse_devices
 from ..planner import PlanRequest
@@ -78,7 +79,11 @@ def parallelize(model: Any, plan: PlanRequest) -> Any:
 
     A MODEL of this pack is spread anew. Workers load their parts from the file that the MODEL came
     from; weights that are in this process are not sent.
+
+    Raises:
+        InputError: `model` is no MODEL.
     """
+    _require_model(model)
     if len(plan.devices) == 1:
         return _keep_whole(model.clone(), plan)
     twins = _twins.setdefault(model.model, {})
@@ -95,7 +100,11 @@ def ensure_distributed(model: Any) -> Any:
     """`model` if a node of this pack has placed it already; otherwise spread over all devices.
 
     A MODEL that cannot be spread stays as it is, and a line in the log says why.
+
+    Raises:
+        InputError: `model` is no MODEL.
     """
+    _require_model(model)
     if isinstance(model, AsyncDiffModelPatcher) or model.get_attachment(_WHOLE):
         return model
     if model.model in _unspreadable:
@@ -106,6 +115,15 @@ def ensure_distributed(model: Any) -> Any:
         log.info("the model stays in ComfyUI's own process: %s", error)
         _unspreadable.add(model.model)
         return model
+
+
+def _require_model(model: Any) -> None:
+    """ComfyUI does not check a value that an API prompt has where a link should be."""
+    if not isinstance(model, comfy.model_patcher.ModelPatcher):
+        raise InputError(
+            f"the input 'model' is {repr(model)[:80]}, which is no MODEL. Link it to the MODEL "
+            "output of a loader node."
+        )
 
 
 def _distribute(loader: Loader, plan: PlanRequest) -> AsyncDiffModelPatcher:

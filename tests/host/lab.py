@@ -74,24 +74,35 @@ def with_lora(flow: Workflow, kind: str, strength: float = 1.0, name: str = "tin
 _runs = itertools.count()
 
 
+def fresh(flow: Workflow) -> Workflow:
+    """The workflow, so that ComfyUI samples again instead of answering from its cache."""
+    # The first `length` of at most three latents: the same ones, but ComfyUI does not know.
+    length = 3 + next(_runs) % 60
+    renewed = dict(flow)
+    for name, one in flow.items():
+        samples = one["inputs"].get("latent_image")
+        if samples is not None:
+            renewed[f"fresh {name}"] = node(
+                "LatentFromBatch", samples=samples, batch_index=0, length=length
+            )
+            inputs = {**one["inputs"], "latent_image": [f"fresh {name}", 0]}
+            renewed[name] = node(one["class_type"], **inputs)
+    return renewed
+
+
+def saved(server: ComfyServer, entry: dict[str, Any]) -> list[torch.Tensor]:
+    """The latents that the prompt of this history entry saved. Their files are removed."""
+    latents = []
+    for path in server.files(entry):
+        if path.suffix == ".latent":
+            latents.append(load_file(path)["latent_tensor"])
+            path.unlink()
+    return latents
+
+
 def latent(server: ComfyServer, flow: Workflow) -> torch.Tensor:
     """Run the workflow, from its sampler on, and return the latent that it saves."""
-    sampler = flow["sampler"]
-    # The first `length` of at most three latents: the same ones, but ComfyUI does not know, and
-    # samples again instead of answering from its cache.
-    length = 3 + next(_runs) % 60
-    samples = sampler["inputs"]["latent_image"]
-    flow = {
-        **flow,
-        "fresh": node("LatentFromBatch", samples=samples, batch_index=0, length=length),
-        "sampler": node(
-            sampler["class_type"], **{**sampler["inputs"], "latent_image": ["fresh", 0]}
-        ),
-    }
-    entry = server.run(flow)
-    (path,) = [path for path in server.files(entry) if path.suffix == ".latent"]
-    result = load_file(path)["latent_tensor"]
-    path.unlink()
+    (result,) = saved(server, server.run(fresh(flow)))
     return result
 
 

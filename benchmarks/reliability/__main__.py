@@ -1,0 +1,112 @@
+"""How reliable the pack is, tried on a live ComfyUI on the CPU. Linux only.
+
+    python3 dev.py python -m benchmarks.reliability faults [--only KIND:MOMENT ...]
+    python3 dev.py python -m benchmarks.reliability soak [--prompts 200] [--seed 0]
+    python3 dev.py python -m benchmarks.reliability cancel [--count 50]
+    python3 dev.py python -m benchmarks.reliability free
+    python3 dev.py python -m benchmarks.reliability fuzz [--count 1000] [--seed 0]
+
+docs/reliability.md says what each of them does, and gets what it found. They end with a status
+other than 0 if something is not as it is promised there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import cancel, faults, free, fuzz, live, soak
+from .document import figures, fill
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = REPO_ROOT / "docs" / "reliability.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.reliability",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    comfyui = os.environ.get("COMFYUI_PATH")
+    parser.add_argument("--comfyui", type=Path, default=comfyui, required=comfyui is None)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace, Path], Any]) -> Any:
+        sub = commands.add_parser(name)
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command("faults", run_faults)
+    sub.add_argument("--only", nargs="*", default=(), metavar="KIND:MOMENT")
+    sub = command("soak", run_soak)
+    sub.add_argument("--prompts", type=int, default=200)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command("cancel", run_cancel)
+    sub.add_argument("--count", type=int, default=50)
+    command("free", run_free)
+    sub = command("fuzz", run_fuzz)
+    sub.add_argument("--count", type=int, default=1000)
+    sub.add_argument("--seed", type=int, default=0)
+
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
+        problems = options.function(options, Path(folder))
+    if problems:
+        sys.exit("\n".join(["not as it should be:", *problems]))
+
+
+def run_faults(options: argparse.Namespace, folder: Path) -> list[str]:
+    cases, problems = [], []
+    with live.serving(options.comfyui, folder, **faults.ENVIRONMENT) as (server, watch):
+        for case in faults.run_all(server, watch, options.only):
+            cases.append(case)
+            print(f"{case.kind} at {case.moment}: {case.told or case.cell}", flush=True)
+            for problem in case.problems:
+                problems.append(f"{case.kind} at {case.moment}: {problem}")
+                print(f"    {problem}", flush=True)
+    print(faults.table(cases))
+    if not options.only:
+        fill(DOCUMENT, "faults", faults.table(cases))
+    return problems
+
+
+def run_soak(options: argparse.Namespace, folder: Path) -> list[str]:
+    (folder / "tmp").mkdir()
+    with live.serving(options.comfyui, folder, TMPDIR=str(folder / "tmp")) as (server, watch):
+        result = soak.Soak(server, watch, options.seed).run(options.prompts)
+    return report(f"soak --prompts {options.prompts} --seed {options.seed}", result)
+
+
+def run_cancel(options: argparse.Namespace, folder: Path) -> list[str]:
+    with live.serving(options.comfyui, folder) as (server, watch):
+        result = cancel.measure(server, watch, options.count)
+    return report(f"cancel --count {options.count}", result)
+
+
+def run_free(options: argparse.Namespace, folder: Path) -> list[str]:
+    with live.serving(options.comfyui, folder) as (server, watch):
+        return report("free", free.measure(server, watch))
+
+
+def run_fuzz(options: argparse.Namespace, folder: Path) -> list[str]:
+    with live.serving(options.comfyui, folder) as (server, watch):
+        result = fuzz.measure(server, watch, options.count, options.seed)
+    return report(f"fuzz --count {options.count} --seed {options.seed}", result)
+
+
+def report(command: str, result: dict[str, Any]) -> list[str]:
+    """Print what was found, and put it into the document; what of it is not as it should be."""
+    print(json.dumps(result, indent=2))
+    fill(DOCUMENT, command.split()[0], figures(command, result))
+    return list(result["problems"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Faults of workers, at every moment of a group's life, against a live server.
+
+A case is a kind of fault at a moment, and it is passed if
+
+- the prompt ends within bounded time, with an error on the sampler's node that names the worker,
+  its device, what happened and a log file that exists; where the group was idle it may work;
+- five seconds later no process of the broken group is left;
+- the next prompt works by itself, and gives the picture of before, bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from demo.comfy_server import ComfyServer
+from demo.graphs import Workflow
+from tests.host import lab
+
+from . import live
+from .kinds import KINDS, Kind, MissedError
+from .live import Outcome, Prompt, Watch
+from .processes import WorkerSeen, has_mapped, left_of, links_of, wait_until, workers_of
+
+MOMENTS = ("start", "load", "warm-up", "async", "idle")
+TIMEOUT = 5  # the server's ASYNCDIFF_TIMEOUT
+BOUND = TIMEOUT + 15.0  # from the fault to its error: ending a stopped process takes six seconds
+START_SECONDS = 120.0
+GONE_SECONDS = 5.0
+ATTEMPTS = 4
+FILE = "tiny-sd15.safetensors"
+
+# So that a limit on a worker's memory is felt in the next layer: by default the C library keeps
+# what was freed, and asks the system for nothing new.
+ENVIRONMENT = {"ASYNCDIFF_TIMEOUT": str(TIMEOUT), "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+
+_seeds = itertools.count(1000)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What came of one fault.
+
+    Attributes:
+        cell: in short, for the table.
+        told: what the user was told.
+        problems: what should not have been; nothing, if it is passed.
+    """
+
+    kind: str
+    moment: str
+    cell: str
+    told: str = ""
+    problems: tuple[str, ...] = ()
+
+
+def flow(warm_up: int = 1, **sampling: int) -> Workflow:
+    return lab.asyncdiff(lab.workflow("sd15", **{"steps": 4, **sampling}), warm_up=warm_up)
+
+
+class Faults:
+    """Injects faults into the workers of a server; `watch` listens to it."""
+
+    def __init__(self, server: ComfyServer, watch: Watch) -> None:
+        self._server = server
+        self._watch = watch
+        self._expected = lab.latent(server, flow())
+
+    def run(self, kind: Kind, moment: str, rank: int) -> Case:
+        """Do `kind` at `moment` to worker `rank`."""
+        if moment in kind.impossible:
+            return Case(kind.name, moment, kind.impossible[moment])
+        for _ in range(ATTEMPTS):
+            try:
+                return self._attempt(kind, moment, rank)
+            except MissedError:
+                lab.latent(self._server, flow())
+        problem = f"the moment was missed {ATTEMPTS} times"
+        return Case(kind.name, moment, "missed", problems=(problem,))
+
+    def _attempt(self, kind: Kind, moment: str, rank: int) -> Case:
+        prompt, victim = self._reach(moment, rank)
+        pids = [w.pid for w in workers_of(self._server.pid) if w.folder == victim.folder]
+        if prompt is not None and prompt.is_over:
+            raise MissedError(moment)
+        injected = time.monotonic()
+        try:
+            kind.inject(victim)
+        except OSError as error:
+            raise MissedError(f"{moment}: {error}") from error
+        if prompt is None:
+            prompt = self._watch.send(flow(seed=next(_seeds)))
+        outcome = prompt.end(START_SECONDS)
+        seconds = outcome.seconds - (injected - prompt.sent)
+        if moment in ("start", "load") and prompt.steps_done:
+            raise MissedError(f"{moment}: it had begun to sample")
+        problems = []
+        if outcome.kind == "execution_success":
+            cell = "works"
+            if moment != "idle":
+                problems.append("nothing happened")
+        else:
+            cell = f"{outcome.error}, {max(0.0, seconds):.1f} s"
+            problems += wrong_with(outcome, kind, rank)
+            if seconds > BOUND:
+                problems.append(f"the error came after {seconds:.0f} s")
+        if left := left_of(pids, GONE_SECONDS):
+            problems.append(f"{len(left)} processes are left after {GONE_SECONDS:g} s")
+        problems += self._next_prompt()
+        self._watch.forget(prompt)
+        return Case(kind.name, moment, cell, str(outcome), tuple(problems))
+
+    def _next_prompt(self) -> list[str]:
+        try:
+            result = lab.latent(self._server, flow())
+        except Exception as error:
+            return [f"the next prompt failed: {error}"]
+        return [] if torch.equal(result, self._expected) else ["the next picture is another one"]
+
+    def _reach(self, moment: str, rank: int) -> tuple[Prompt | None, WorkerSeen]:
+        """Bring a group to `moment`: the prompt that runs then, and worker `rank`."""
+        if moment == "idle":
+            return None, self._worker(rank)
+        if moment in ("start", "load"):
+            live.release(self._server)
+            prompt = self._watch.send(flow(seed=next(_seeds)))
+            return prompt, self._await(prompt, rank, is_loading if moment == "load" else is_there)
+        warm_up = 1 if moment == "async" else 1000
+        prompt = self._watch.send(flow(warm_up, seed=next(_seeds), steps=1000))
+        prompt.step(3, START_SECONDS)
+        return prompt, self._worker(rank)
+
+    def _await(
+        self, prompt: Prompt, rank: int, condition: Callable[[WorkerSeen], bool]
+    ) -> WorkerSeen:
+        """Worker `rank`, as soon as it is as far as `condition` says."""
+        found: list[WorkerSeen] = []
+
+        def look() -> bool:
+            found[:] = [w for w in workers_of(self._server.pid) if w.rank == rank and condition(w)]
+            return bool(found) or prompt.is_over
+
+        wait_until(look, START_SECONDS, 0.001)
+        if not found:
+            raise MissedError("the prompt was over before")
+        return found[0]
+
+    def _worker(self, rank: int) -> WorkerSeen:
+        (worker,) = [w for w in workers_of(self._server.pid) if w.rank == rank]
+        return worker
+
+
+def is_there(worker: WorkerSeen) -> bool:
+    return True
+
+
+def is_loading(worker: WorkerSeen) -> bool:
+    """Whether it reads the file: its links are made just before."""
+    return has_mapped(worker.pid, FILE) and bool(links_of(worker.pid))
+
+
+def wrong_with(outcome: Outcome, kind: Kind, rank: int) -> list[str]:
+    """What the user should have been told, and was not."""
+    problems, text = [], outcome.text
+    if outcome.data.get("node_type") != "AsyncDiffKSampler":
+        problems.append(f"the error is on node {outcome.data.get('node_type')}")
+    if not any(word in text for word in kind.words):
+        problems.append(f"it does not say what happened: {text}")
+    worker = r"worker \d+ on cpu" if kind.blames_either else f"worker {rank} on cpu"
+    if not re.search(worker, text):
+        problems.append(f"it does not name worker {rank} and its device: {text}")
+    log = re.search(r"Its log is (\S+\.log)", text)
+    if log is None or not Path(log[1]).exists():
+        problems.append(f"it does not name a log file that exists: {text}")
+    return problems
+
+
+def run_all(server: ComfyServer, watch: Watch, only: Sequence[str] = ()) -> Iterator[Case]:
+    """Every case in turn, or those of `only` (KIND:MOMENT). The victims take turns."""
+    faults = Faults(server, watch)
+    for number, (kind, moment) in enumerate(itertools.product(KINDS, MOMENTS)):
+        if not only or f"{kind.name}:{moment}" in only:
+            yield faults.run(kind, moment, number % 2)
+
+
+def table(cases: Sequence[Case]) -> str:
+    """The cases as a table, a row per kind."""
+    by_name = {(case.kind, case.moment): case for case in cases}
+    lines = ["| | " + " | ".join(MOMENTS) + " |", "|---" * (len(MOMENTS) + 1) + "|"]
+    for kind in KINDS:
+        cells = []
+        for moment in MOMENTS:
+            case = by_name.get((kind.name, moment))
+            cells.append("" if case is None else f"**{case.cell}**" if case.problems else case.cell)
+        lines.append(f"| {kind.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
