@@ -21,8 +21,8 @@ def plan_inputs() -> list[io.Input]:
             "devices",
             default="auto",
             tooltip="Where the stages run: 'auto' for every GPU (without GPUs, two CPU workers), "
-            "or a list such as 'cuda:0,cuda:1'. The same device may stand twice. A list with "
-            "devices of another machine gives way to 'auto', with a warning.",
+            "or a list such as 'cuda:0,cuda:1'. The same device may stand twice. In the "
+            "browser, a list with devices of another machine gives way to 'auto', with a warning.",
         ),
         io.Int.Input(
             "stages",

@@ -2,12 +2,16 @@
  * The choice of devices on a node: a button that offers what this machine has.
  *
  * The widget `devices` stays free text. Where it names a device that this machine does not have, as
- * in a workflow from another one, the button says so; the server then takes `auto`.
+ * in a workflow from another one, the button says so, and what is queued has `auto` in its place. The
+ * workflow keeps what it says, for the machine that it came from.
  */
 
 import { bytes } from "./panel/words.js";
 
 const CHOOSE = "Choose devices";
+
+// The placement of a node whose devices are those of another machine.
+const ELSEWHERE = { devices: "auto", stages: 0, replicas: 0, stride: 1 };
 
 let machine = null; // what the server has, asked once
 let lastPointer = null; // Vue nodes do not tell their buttons where they were clicked
@@ -34,6 +38,13 @@ export function addDeviceChoice(node, api) {
       button.label = label;
       node.setDirtyCanvas?.(true, true);
     });
+  }
+  // What is queued, not what is saved.
+  for (const [name, instead] of Object.entries(ELSEWHERE)) {
+    const widget = node.widgets.find((each) => each.name === name);
+    if (!widget) continue;
+    widget.serializeValue = async () =>
+      warning(devices.value, await machine) ? instead : widget.value;
   }
   const { callback } = devices;
   devices.callback = function (...args) {

@@ -14,8 +14,7 @@ from ..plan import parse_devices
 from ..planner import PlanRequest
 from ..schedule import AsyncSchedule
 from .loading import Loader
-from .machine import available_devices, missing_devices
-from .node_text import warn_on_node
+from .machine import available_devices
 from .patcher import AsyncDiffModelPatcher
 from .remote import RemoteModel
 from .skeleton import build_skeleton
@@ -38,20 +37,9 @@ _WHOLE = "asyncdiff_whole"
 def plan_for(devices: str, stages: int = 0, replicas: int = 0, stride: int = 1) -> PlanRequest:
     """What a node's inputs ask for.
 
-    A workflow from another machine may name devices that this one does not have. Its whole
-    placement then gives way to `auto`, with a warning on the node and in the log.
-
     Raises:
-        PlanError: they do not fit this machine or each other, or name what is no device.
+        PlanError: they do not fit this machine or each other.
     """
-    missing = missing_devices(devices)
-    if missing:
-        names = parse_devices("auto", available_devices())
-        warn_on_node(
-            f"This machine has no {', '.join(missing)}: devices={devices!r} gives way to 'auto' "
-            f"({', '.join(names)})."
-        )
-        devices, stages, replicas, stride = "auto", 0, 0, 1
     names = parse_devices(devices, available_devices())
     is_auto = devices.strip().lower() == "auto"
     if is_auto and names[0] == "cpu":

@@ -1,8 +1,7 @@
-"""The devices of this machine: which there are, and what takes the place of one that is not."""
+"""The devices of this machine."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import comfy.model_management
@@ -11,27 +10,12 @@ import torch
 
 from ..plan import parse_devices
 
-# What PyTorch calls devices. Anything else is a slip of the pen and no device of another machine.
-_DEVICE = re.compile(r"(cpu|cuda|hip|xpu|npu|mlu|mps|privateuseone|directml)(:\d+)?")
-
 
 def available_devices() -> tuple[str, ...]:
     """The devices of this machine that workers can use, GPUs first."""
     if comfy.model_management.cpu_mode() or not torch.cuda.is_available():
         return ("cpu",)
     return (*(f"cuda:{i}" for i in range(torch.cuda.device_count())), "cpu")
-
-
-def missing_devices(text: str) -> list[str]:
-    """The devices of other machines that `text`, the input of a node, names."""
-    known = {*available_devices(), "cpu"}
-    names = dict.fromkeys(part.strip().lower() for part in text.split(","))
-    return [
-        name
-        for name in names
-        if _DEVICE.fullmatch(name)
-        and (name if ":" in name or name == "cpu" else f"{name}:0") not in known
-    ]
 
 
 def describe_machine() -> dict[str, Any]:

@@ -9,11 +9,8 @@ from contextlib import contextmanager
 import comfy.model_management
 
 from ..group import WorkerGroup
-from ..log import get_logger
 from ..progress import phase
 from .reports import executing_context
-
-log = get_logger()
 
 _preparing = threading.local()  # `text` and `group` of the run that this thread prepares
 
@@ -27,12 +24,6 @@ def show_on_node(text: str) -> None:
 
     server = PromptServer.instance
     server.send_progress_text(text, context.node_id, server.client_id)
-
-
-def warn_on_node(text: str) -> None:
-    """A warning: in the log, and on the node that this thread executes."""
-    log.warning("%s", text)
-    show_on_node(f"⚠ {text}")
 
 
 def poll() -> None:

@@ -40,6 +40,7 @@ def with_plan(**plan: Any) -> Workflow:
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
+        ({"devices": "cuda:7"}, ["unknown device 'cuda:7'", "This machine has: cpu", "auto"]),
         ({"devices": "cuad:0"}, ["unknown device 'cuad:0'", "This machine has: cpu", "auto"]),
         ({"devices": "cpu,,cpu"}, ["unknown device ''"]),
         ({"devices": ""}, ["unknown device ''"]),

@@ -86,21 +86,3 @@ def test_log_of_a_known_worker_only(lab, run):
         assert refusal(lab, f"/asyncdiff/log/{path}")[0] == 404
     for path in (f"{group['id']}/..%2F..%2Fworker-0", f"..%2F{group['id']}/0"):
         assert refusal(lab, f"/asyncdiff/log/{path}")[0] == 404
-
-
-def test_devices_of_another_machine_give_way_to_auto(lab, run):
-    """A shared workflow runs here; the node and the log name the devices and what was taken."""
-    events = sockets.run(lab, flow(seed=102, workers=1) | {"model": foreign_loader()})
-    assert "execution_success" in events.names()
-    [warning] = [text for node_id, text in events.texts if node_id == "model"]
-    for words in ("no cuda:6, cuda:7", "devices='cuda:6,cuda:7,cpu'", "'auto' (cpu, cpu)"):
-        assert words in warning and words in lab.log_text()
-    assert lab.get("/asyncdiff/report?last=1")["runs"][0]["plan"]["devices"] == ["cpu", "cpu"]
-
-
-def foreign_loader() -> dict[str, Any]:
-    """Three stages on devices of which two are not here."""
-    inputs = flow(seed=102)["model"]["inputs"]
-    return node(
-        "AsyncDiffDiffusionModelLoader", **{**inputs, "devices": "cuda:6,cuda:7,cpu", "stages": 3}
-    )

@@ -65,8 +65,12 @@ def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
     workflow = saved("asyncdiff_sd15")
     (loader,) = (n for n in workflow["nodes"] if n["type"] == "AsyncDiffCheckpointLoader")
     loader["widgets_values"][1] = "cuda:3,cpu"
+    loader["widgets_values"][2:] = [2, 1, 1]
     page.load(workflow)
     page.wait_for_label("AsyncDiffCheckpointLoader", "⚠ no cuda:3 here: auto")
+    assert placement(page) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
+    (found,) = page.nodes("AsyncDiffCheckpointLoader")
+    assert found["saved"][1:] == ["cuda:3,cpu", 2, 1, 1]  # for the machine that it came from
     page.click_last_widget("AsyncDiffCheckpointLoader", is_vue)
     menu = page.page.locator(".litecontextmenu")
     expect(menu).to_contain_text("auto: cpu, cpu")
@@ -74,7 +78,16 @@ def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
     menu.locator(".litemenu-entry", has_text="Twice cpu").click()
     page.wait_for_label("AsyncDiffCheckpointLoader", "Choose devices")
     (found,) = page.nodes("AsyncDiffCheckpointLoader")
-    assert found["saved"] == ["v1-5-pruned-emaonly-fp16.safetensors", "cpu,cpu", 0, 0, 1]
+    assert found["saved"] == ["v1-5-pruned-emaonly-fp16.safetensors", "cpu,cpu", 2, 1, 1]
+    assert placement(page) == {"devices": "cpu,cpu", "stages": 2, "replicas": 1, "stride": 1}
+
+
+def placement(page: Canvas) -> dict[str, Any]:
+    """What the loader would be queued with."""
+    (loader,) = (
+        n for n in page.prompt().values() if n["class_type"] == "AsyncDiffCheckpointLoader"
+    )
+    return {key: value for key, value in loader["inputs"].items() if key != "ckpt_name"}
 
 
 def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
