@@ -355,6 +355,11 @@ def run_tests(environment: Environment, _: argparse.Namespace, arguments: list) 
         status = subprocess.call(command, cwd=REPO, env=variables(environment))
         if status:
             return status
+    if not arguments:
+        # Two at a time, a file at once, since a file's tests share a server or a group of workers.
+        # One thread each: threads that wait for a core that somebody else has would take its time.
+        arguments = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     return hand_over(environment, ["-m", "pytest", *arguments])
 
 

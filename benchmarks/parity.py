@@ -22,6 +22,7 @@ SCRIPT = REPO_ROOT / "tests" / "host" / "own_process" / "sdxl_parity.py"
 def main() -> int:
     comfyui = os.environ["COMFYUI_PATH"]  # dev.py sets it
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    env["TQDM_DISABLE"] = "1"  # thousands of bars
     command = [sys.executable, str(SCRIPT), comfyui, str(REPO_ROOT), "everything"]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
     held: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
