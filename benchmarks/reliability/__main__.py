@@ -87,6 +87,7 @@ def run_soak(options: argparse.Namespace, folder: Path) -> list[str]:
 def run_cancel(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
         result = cancel.measure(server, watch, options.count)
+    result["problems"] += cancel.late(result)
     return report(f"cancel --count {options.count}", result)
 
 

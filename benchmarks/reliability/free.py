@@ -42,6 +42,7 @@ def measure(server: ComfyServer, watch: Watch) -> dict[str, Any]:
     expected = lab.latent(server, flow)
     loaded = _resident(server)
     server.post("/free", {"unload_models": True, "free_memory": True})
+    wait_until(lambda: _is_parked(server), SETTLE_SECONDS, 0.1)
     _settle(server)
     after = _resident(server)
     if not torch.equal(lab.latent(server, flow), expected):
@@ -62,6 +63,11 @@ def measure(server: ComfyServer, watch: Watch) -> dict[str, Any]:
         "MiB reloaded": _mib(_resident(server)),
         "problems": problems,
     }
+
+
+def _is_parked(server: ComfyServer) -> bool:
+    """Whether the server says that its workers hold no weights."""
+    return all(g["state"] == "parked" for g in server.get("/asyncdiff/status")["groups"])
 
 
 def _settle(server: ComfyServer) -> None:

@@ -91,9 +91,12 @@ def fresh(flow: Workflow) -> Workflow:
 
 
 def saved(server: ComfyServer, entry: dict[str, Any]) -> list[torch.Tensor]:
-    """The latents that the prompt of this history entry saved. Their files are removed."""
+    """The latents that a prompt saved, in the order of their nodes' names. Removes the files.
+
+    ComfyUI tells of the nodes in the order in which they ran, which is not always the same.
+    """
     latents = []
-    for path in server.files(entry):
+    for path in server.files({**entry, "outputs": dict(sorted(entry["outputs"].items()))}):
         if path.suffix == ".latent":
             latents.append(load_file(path)["latent_tensor"])
             path.unlink()

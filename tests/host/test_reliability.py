@@ -23,8 +23,7 @@ CASES = [
     ("link", "warm-up"),
     ("hang", "async"),
     ("memory", "async"),
-    ("garbage", "warm-up"),
-    ("SIGKILL", "idle"),
+    ("garbage", "idle"),
 ]
 
 
@@ -55,22 +54,24 @@ def test_a_fault_is_told_and_the_next_prompt_works(faults: Faults, kind: str, mo
 
 def test_a_short_soak(impatient: tuple[ComfyServer, Watch]) -> None:
     names = ("wan", "wan, LoRA 1", "sd15")
-    result = Soak(*impatient, seed=3, names=names).run(18, peace=6)
+    result = Soak(*impatient, seed=3, names=names).run(14, peace=5)
     assert result["problems"] == []
     assert result["first census"] is not None
 
 
 def test_cancel_takes_no_longer_than_an_evaluation(lab: ComfyServer) -> None:
+    """The median, since a busy machine may hold up any single one; the benchmark wants them all."""
     with Watch(lab) as watch:
-        result = cancel.measure(lab, watch, count=4)
+        result = cancel.measure(lab, watch, count=5)
     assert result["problems"] == []
-    assert result["cancels"] == 4
+    assert result["cancels"] == 5
+    assert result["latency"]["median"] <= result["bound"]
 
 
 def test_nonsense_in_prompts(lab: ComfyServer) -> None:
     with Watch(lab) as watch:
-        found = fuzz_server.to_nodes(lab, watch, 60, seed=5)
-    assert found.total() == 60 and found["refused"] and found["success"]
+        found = fuzz_server.to_nodes(lab, watch, 40, seed=5)
+    assert found.total() == 40 and found["refused"] and found["success"]
 
 
 def test_nonsense_to_the_routes(lab: ComfyServer) -> None:
