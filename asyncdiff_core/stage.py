@@ -195,7 +195,8 @@ class StagedModel:
                 due = units[run.next_unit].name if run.next_unit < len(units) else "none"
                 raise LayoutError(
                     f"{self._name} called unit {units[index].name} where {due} was due: its "
-                    "layout does not fit it, or a patch skips or repeats blocks."
+                    "layout does not fit it, or a patch skips or repeats blocks, or an input does "
+                    "(as more than one control video of Wan VACE)."
                 )
             run.next_unit += 1
             if index < run.start:
