@@ -174,7 +174,7 @@ class WorkerProcess:
             except ValueError:
                 how = f"was ended by signal {-code}"
             if code == -9:
-                how += ", which is what the system does where memory runs out"
+                how += " (by somebody, or by the system where memory ran out)"
         elif code:
             how = f"ended with exit status {code}"
         else:

@@ -38,6 +38,17 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def wait_until_it_samples(server: ComfyServer, prompt_id: str) -> None:
+    """Wait until some steps of the prompt are done."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        runs = [group["run"] for group in server.get("/asyncdiff/status")["groups"]]
+        if any(run and run["prompt_id"] == prompt_id and run["evaluations"] > 2 for run in runs):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the prompt does not sample")
+
+
 def test_cancel_leaves_the_model_warm(lab: ComfyServer) -> None:
     flow = asyncdiff(workflow("sd15", seed=31, steps=40), warm_up=2)
     expected = latent(lab, flow)
@@ -60,9 +71,7 @@ def test_dead_worker_is_named_and_replaced(lab: ComfyServer) -> None:
     pids = [worker["pid"] for worker in last_report(lab)["workers"]]
     long_flow = asyncdiff(workflow("sd15", seed=42, steps=200), warm_up=1)
     prompt_id = lab.submit(long_flow)
-    while lab.get("/queue")["queue_running"] == []:
-        time.sleep(0.01)
-    time.sleep(0.5)
+    wait_until_it_samples(lab, prompt_id)
     os.kill(pids[1], signal.SIGKILL)
     with pytest.raises(PromptFailed) as caught:
         lab.wait(prompt_id, timeout=30)
