@@ -433,10 +433,13 @@ class WorkerGroup(Evaluator):
         report.evaluations.append((evaluation, round_.lane, round_.mode, start, end))
         return result.output
 
-    def end_run(self) -> RunReport | None:  # type: ignore[override]
+    def end_run(self, *, wait: bool = True) -> RunReport | None:  # type: ignore[override]
         """End the run on all workers, at the same evaluation border; what it did, as a report.
 
-        Returns None if the group broke during the run.
+        Without `wait` the workers end it by themselves once they have finished the round that they
+        are at. Whatever they are asked next comes after that.
+
+        Returns None if the group broke during the run, or with `wait` off.
         """
         report, self.report = self.report, None
         if report is not None and self._lanes is not None:
@@ -444,8 +447,10 @@ class WorkerGroup(Evaluator):
         super().end_run()
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
+        if workers_took_part and not wait and not self.broken:
+            self._exchange.post((member.process, messages.EndRun()) for member in self.members)
         self._exchange.abandon(keep=self._load_going_on and self._load_going_on[1])
-        if report is None or self.broken:
+        if report is None or self.broken or not wait:
             return None
         report.end = time.perf_counter()
         report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}

@@ -51,6 +51,12 @@ class FreeStageModel:
     def patch(self, payload: Any) -> None:
         pass
 
+    def attach(self, key: str, payload: Any) -> None:
+        pass
+
+    def forget_attached(self) -> None:
+        pass
+
 
 def build(spec: dict[str, Any], device: torch.device) -> FreeStageModel:
     """The builder that workers call."""

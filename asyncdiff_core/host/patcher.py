@@ -6,6 +6,7 @@ calls. What differs is where the weights are, and so the methods that touch weig
 
 from __future__ import annotations
 
+import sys
 import uuid
 from typing import Any, NoReturn
 
@@ -66,10 +67,13 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         super().pre_run()
 
     def cleanup(self) -> None:
+        # Called while the exception that ended the run, if any, is on its way.
+        canceled = comfy.model_management.InterruptProcessingException
+        is_canceled = isinstance(sys.exc_info()[1], canceled)
         try:
             super().cleanup()
         finally:
-            self.remote.end_run()
+            self.remote.end_run(is_canceled)
 
     def get_free_memory(self, device: Any) -> float:
         """Free memory as of the first question in this run.

@@ -268,13 +268,17 @@ class RemoteModel:
         has = group.device_memory()
         return all(need[device] <= has.get(device, need[device]) for device in need)
 
-    def end_run(self) -> None:
-        """The sampling run is over, however it ended."""
+    def end_run(self, is_canceled: bool = False) -> None:
+        """The sampling run is over, however it ended.
+
+        After a cancel nobody waits for the workers, which finish the round that they are at. Such
+        a run leaves no report.
+        """
         run, self._run = self._run, None
         if run is None:
             return
         try:
-            report = run.group.end_run()
+            report = run.group.end_run(wait=not is_canceled)
         except WorkerError as error:
             # All results are there already, and the next run gets new workers.
             self._note(error)

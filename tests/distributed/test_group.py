@@ -344,6 +344,30 @@ def test_cancelled_runs_leave_the_group_usable(own_group: Any, gate: Gate, name:
     assert equal(run(group, schedule, calls)[0], expected)
 
 
+def test_a_cancelled_run_is_not_waited_for(own_group: Any, gate: Gate) -> None:
+    """The workers finish the round by themselves, and what they are asked next comes after it."""
+    group = own_group("chain", 3, gate=str(gate.folder), poll=gate.poll)
+    calls = batched("chain", 5)
+    schedule = AsyncSchedule(2)
+    expected, report = run(group, schedule, calls)
+    gated = f"unit-{ranges_of(report)[-1][0]}"  # of the last stage, whose result is waited for
+    for number in (1, 3):  # sync, async
+        group.begin_run(schedule)
+        assert equal([group.evaluate(*one) for one in calls[:number]], expected[:number])
+        gate.close(gated)
+
+        def cancel() -> None:
+            raise Cancelled
+
+        gate.then = cancel
+        with pytest.raises(Cancelled):
+            group.evaluate(*calls[number])
+        assert group.end_run(wait=False) is None
+        assert gate.is_waited_at() and group.is_alive()  # the last worker is at it still
+        gate.open(gated)
+        assert equal(run(group, schedule, calls)[0], expected)
+
+
 def test_cancelled_while_loading(own_group: Any, gate: Gate) -> None:
     group = own_group("chain", 2, gate=str(gate.folder), poll=gate.poll)
     calls = batched("chain", 4)
