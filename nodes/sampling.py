@@ -9,7 +9,11 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
-from ..asyncdiff_core.host.distribute import ensure_distributed, with_schedule
+from ..asyncdiff_core.host.distribute import (
+    ensure_distributed,
+    require_finite,
+    with_schedule,
+)
 from ..asyncdiff_core.schedule import DEFAULT_WARM_UP
 from .loaders import CATEGORY
 
@@ -134,6 +138,7 @@ class AsyncDiffKSampler(io.ComfyNode):
     def execute(
         cls, model: io.Model.Type, warm_up: int, time_shift: bool, **sampling: Any
     ) -> io.NodeOutput:
+        require_finite(cfg=sampling["cfg"], denoise=sampling["denoise"])
         model = with_schedule(ensure_distributed(model), warm_up, time_shift)
         return io.NodeOutput(*comfy_nodes.KSampler().sample(model, **sampling))
 
@@ -190,5 +195,6 @@ class AsyncDiffKSamplerAdvanced(io.ComfyNode):
     def execute(
         cls, model: io.Model.Type, warm_up: int, time_shift: bool, **sampling: Any
     ) -> io.NodeOutput:
+        require_finite(cfg=sampling["cfg"])
         model = with_schedule(ensure_distributed(model), warm_up, time_shift)
         return io.NodeOutput(*comfy_nodes.KSamplerAdvanced().sample(model, **sampling))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -112,6 +113,17 @@ def _require_model(model: Any) -> None:
             f"the input 'model' is {repr(model)[:80]}, which is no MODEL. Link it to the MODEL "
             "output of a loader node."
         )
+
+
+def require_finite(**inputs: float) -> None:
+    """JSON as Python writes it has NaN and infinity, and ComfyUI lets them pass.
+
+    Raises:
+        InputError: one of these is no finite number.
+    """
+    for name, value in inputs.items():
+        if not math.isfinite(value):
+            raise InputError(f"the input {name!r} is {value}; give it a finite number.")
 
 
 def _distribute(loader: Loader, plan: PlanRequest) -> AsyncDiffModelPatcher:

@@ -98,6 +98,13 @@ def test_warm_up_below_one(lab: ComfyServer) -> None:
     assert "warm_up" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["cfg", "denoise"])
+def test_numbers_that_are_none(lab: ComfyServer, name: str) -> None:
+    error = failure(lab, resampled(asyncdiff(workflow("sd15")), **{name: float("nan")}))
+    assert error.node_type == "AsyncDiffKSampler"
+    assert f"the input '{name}' is nan" in error.exception_message
+
+
 def test_a_patch_that_reports_back_is_refused_by_name(lab: ComfyServer) -> None:
     """What it sees in a worker would not reach the function in ComfyUI's process."""
     flow = asyncdiff(workflow("sd15"))
