@@ -75,7 +75,7 @@ class WorkerGroup(Evaluator):
     """The worker processes of one model under one plan.
 
     A group that met an error is broken: its workers are gone, and a new one must be made. One
-    thread uses a group at a time; `close`, `release` and `look` may be called from any.
+    thread uses a group at a time; `close`, `unload` and `look` may be called from any.
 
     Args:
         plan: how many workers, on which devices.

@@ -9,23 +9,18 @@ denoise 1 and 0.6; and what the tests compare besides. Prints what did not hold,
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = REPO_ROOT / "tests" / "host" / "own_process" / "sdxl_parity.py"
+from demo.comfy_server import REPO_ROOT
+from tests.host.processes import run
+
+PATIENCE = 3600.0
 
 
 def main() -> int:
     comfyui = os.environ["COMFYUI_PATH"]  # dev.py sets it
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
-    env["TQDM_DISABLE"] = "1"  # thousands of bars
-    command = [sys.executable, str(SCRIPT), comfyui, str(REPO_ROOT), "everything"]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    held: dict[str, bool] = json.loads(done.stdout.splitlines()[-1])
+    held = run("sdxl_parity.py", comfyui, REPO_ROOT, "everything", timeout=PATIENCE)
     failed = [name for name, value in held.items() if not value]
     print("\n".join([*failed, f"{len(held) - len(failed)} of {len(held)} comparisons held"]))
     return bool(failed)

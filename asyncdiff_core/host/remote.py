@@ -31,7 +31,7 @@ from ..planner import PlanRequest, choose
 from ..process import Launch
 from ..schedule import AsyncSchedule
 from ..trunk import Trunk
-from .attachments import Attachments, mark, names_of, split_options
+from .attachments import COMFYUI_ROOT, Attachments, mark, names_of, split_options
 from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
 from .layouts import layout_of
@@ -46,7 +46,6 @@ from .stage_weights import spec_of
 log = get_logger("model")
 
 PACK_ROOT = Path(__file__).resolve().parents[2]
-COMFYUI_ROOT = Path(folder_paths.__file__).resolve().parent
 
 # ComfyUI takes at most one of these.
 _MEMORY_FLAGS = {"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram", "--cpu"}

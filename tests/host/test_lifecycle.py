@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.reliability.processes import is_alive, left_of, wait_until
 from demo.comfy_server import ComfyServer, ComfyServerError, PromptFailed
 from demo.graphs import Workflow
 
@@ -22,31 +22,10 @@ def run_and_get_pids(server: ComfyServer, flow: Workflow) -> list[int]:
     return [worker["pid"] for worker in last_report(server)["workers"]]
 
 
-def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
-    """Those of `pids` that are still alive after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while (left := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
-
-
-def wait_until_it_samples(server: ComfyServer, prompt_id: str) -> None:
-    """Wait until some steps of the prompt are done."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        runs = [group["run"] for group in server.get("/asyncdiff/status")["groups"]]
-        if any(run and run["prompt_id"] == prompt_id and run["evaluations"] > 2 for run in runs):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the prompt does not sample")
+def is_sampling(server: ComfyServer, prompt_id: str) -> bool:
+    """Whether some steps of the prompt are done."""
+    runs = [group["run"] for group in server.get("/asyncdiff/status")["groups"]]
+    return any(run and run["prompt_id"] == prompt_id and run["evaluations"] > 2 for run in runs)
 
 
 def test_cancel_leaves_the_model_warm(lab: ComfyServer) -> None:
@@ -71,7 +50,7 @@ def test_dead_worker_is_named_and_replaced(lab: ComfyServer) -> None:
     pids = [worker["pid"] for worker in last_report(lab)["workers"]]
     long_flow = asyncdiff(workflow("sd15", seed=42, steps=200), warm_up=1)
     prompt_id = lab.submit(long_flow)
-    wait_until_it_samples(lab, prompt_id)
+    assert wait_until(lambda: is_sampling(lab, prompt_id), 60, 0.02)
     os.kill(pids[1], signal.SIGKILL)
     with pytest.raises(PromptFailed) as caught:
         lab.wait(prompt_id, timeout=30)
@@ -79,7 +58,7 @@ def test_dead_worker_is_named_and_replaced(lab: ComfyServer) -> None:
     message = caught.value.exception_message
     assert "worker 1 on cpu was ended by signal SIGKILL" in message
     assert "worker-1.log" in message
-    assert wait_until_gone(pids, 5) == []
+    assert left_of(pids, 5) == []
     assert torch.equal(latent(lab, flow), expected)
 
 
@@ -109,7 +88,7 @@ def test_no_worker_outlives_comfyui(comfyui_path: Path, tmp_path: Path, how: str
                 server.get("/test/restart")
         else:
             getattr(server, how)()
-        assert wait_until_gone(pids, 5) == []
+        assert left_of(pids, 5) == []
         if how == "restart":
             server.wait_until_ready()
             assert run_and_get_pids(server, asyncdiff(workflow("wan")))
