@@ -31,13 +31,15 @@ class Host:
     def is_gone(self) -> None:
         """End this process, as its host has closed the socket without a word.
 
-        If the host has ended it could not remove the folder, so it is done here.
+        If the host has ended it could not remove the folder, so it is done here. Windows doesn't
+        tell (a process there keeps the parent that it had), and the next host does it.
         """
-        deadline = time.monotonic() + 2.0
-        while os.getppid() == self.pid and time.monotonic() < deadline:
-            time.sleep(0.02)  # it closes its sockets a moment before it is gone
-        if os.getppid() != self.pid:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if os.name == "posix":
+            deadline = time.monotonic() + 2.0
+            while os.getppid() == self.pid and time.monotonic() < deadline:
+                time.sleep(0.02)  # it closes its sockets a moment before it is gone
+            if os.getppid() != self.pid:
+                shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(0)  # nobody is left to report to
 
 
@@ -72,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--control-fd", type=int, help="inherited socket (POSIX)")
     group.add_argument("--control-stdin", action="store_true", help="shared socket (Windows)")
+    parser.add_argument("--host", type=int, required=True, help="process that starts this one")
     parser.add_argument("--folder", required=True, help="of the group")
     options, host_arguments = parser.parse_known_args(argv)
     # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
@@ -81,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
     sock.setblocking(True)
-    host = Host(os.getppid(), options.folder)
+    host = Host(options.host, options.folder)
     with SignsOfLife(sock, host):
         from .worker import run
     run(sock, host)

@@ -97,7 +97,8 @@ class WorkerProcess:
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
         windows = sys.platform == "win32"
         control = ["--control-stdin"] if windows else ["--control-fd", str(theirs.fileno())]
-        control += ["--folder", str(log_file.parent)]
+        # A host that ends at once is no longer the worker's parent when that asks for it.
+        control += ["--host", str(os.getpid()), "--folder", str(log_file.parent)]
         try:
             with open(log_file, "ab") as log, theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
