@@ -105,14 +105,7 @@ class RemoteModel:
 
     def unload(self) -> None:
         """Have the workers give their weights back; they stay, and load again when needed."""
-        group = POOL.peek(self.key)
-        if group is None or not group.is_alive():
-            return
-        try:
-            group.unload()
-        except WorkerError as error:
-            # ComfyUI frees memory in places where nobody would catch it, and it is freed now.
-            self._note(error)
+        POOL.unload(self.key)
 
     @property
     def may_deal(self) -> bool:
@@ -280,15 +273,11 @@ class RemoteModel:
             report = run.group.end_run(wait=not is_canceled)
         except WorkerError as error:
             # All results are there already, and the next run gets new workers.
-            self._note(error)
+            log.warning("%s", error)
+            record_error(self.source.name, error)
             return
         if report is not None and report.evaluations:
             record(report)
-
-    def _note(self, error: WorkerError) -> None:
-        """Keep an error that does no harm to what goes on now."""
-        log.warning("%s", error)
-        record_error(self.source.name, error)
 
     def _make_group(self) -> WorkerGroup:
         launch = Launch(
