@@ -29,12 +29,13 @@ from ..partition import partition, require_units
 from ..plan import ParallelPlan
 from ..planner import PlanRequest, choose
 from ..process import Launch
+from ..residuals import Residuals
 from ..schedule import AsyncSchedule
 from ..trunk import Trunk
 from .attachments import COMFYUI_ROOT, Attachments, mark, names_of, split_options
 from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
-from .layouts import layout_of
+from .layouts import layout_of, position_of
 from .loading import Loader
 from .node_text import RunText, poll
 from .patches import pack_patches
@@ -74,7 +75,8 @@ class RemoteModel:
         require_units(len(units), min(plan.stages for plan in request.candidates()))
         self._files = _files_of(spec)
         self.source = ModelSource(
-            type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)
+            *(type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)),
+            residuals=Residuals.of(trunk, position_of(model, "control")),
         )
         self.request = request
         self.weight_bytes = sum(p.nbytes for p in model.parameters())
