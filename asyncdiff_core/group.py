@@ -263,9 +263,13 @@ class WorkerGroup(Evaluator):
         self._request([messages.Patch(payload(*m.units)) for m in self.members])
         self._patches_uuid = uuid
 
-    def attach(self, key: str, payload: Any) -> None:
-        """Have every worker keep what the inputs of this run's evaluations refer to as `key`."""
-        self._request([messages.Attach(key, payload)] * len(self.members))
+    def attach(self, key: str, payload: Callable[[int, int], Any]) -> None:
+        """Have every worker keep what the inputs of this run's evaluations refer to as `key`.
+
+        Args:
+            payload: gives it for the units [start, stop).
+        """
+        self._request([messages.Attach(key, payload(*m.units)) for m in self.members])
 
     def unload(self) -> bool:
         """Have all workers give the memory of their weights back; whether they held any.

@@ -28,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedPatchError
 from ..inputs import is_sendable
+from .hooks import HOOKS_MARK
 
 COMFYUI_ROOT = Path(folder_paths.__file__).resolve().parent
 
@@ -103,19 +104,27 @@ def mark(options: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**options, _MARK: key}
 
 
-def expand(tree: Any, attached: Mapping[str, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-    """The arguments `tree` with the attached patches in place of their mark; and these patches."""
+def expand(
+    tree: Any, attached: Mapping[str, dict[str, Any]]
+) -> tuple[Any, dict[str, Any], tuple[str, Any] | None]:
+    """The arguments `tree` with the attached patches in place of their mark; these patches; and the
+    mark of the hooks, see hooks.py, if there is one."""
     found: dict[str, Any] = {}
+    hooks: list[tuple[str, Any]] = []
 
     def put_in(value: Any) -> Any:
-        if not isinstance(value, dict) or _MARK not in value:
+        if not isinstance(value, dict) or not (_MARK in value or HOOKS_MARK in value):
             return value
         value = dict(value)
-        found.update(attached[value.pop(_MARK)])
+        if HOOKS_MARK in value:
+            hooks.append(value.pop(HOOKS_MARK))
+        if _MARK in value:
+            found.update(attached[value.pop(_MARK)])
         return {**value, **_new_containers(found)}
 
     args, kwargs = tree
-    return (tuple(map(put_in, args)), {k: put_in(v) for k, v in kwargs.items()}), found
+    expanded = tuple(map(put_in, args)), {k: put_in(v) for k, v in kwargs.items()}
+    return expanded, found, hooks[0] if hooks else None
 
 
 def _new_containers(tree: Any) -> Any:

@@ -20,6 +20,7 @@ from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
 from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
+from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .patches import unpack_patches  # noqa: E402
@@ -57,6 +58,7 @@ class ComfyStageModel:
         self._device = device
         self._patcher: Any = None
         self._attached: dict[str, dict[str, Any]] = {}
+        self._hooks = StageHooks()
         self.staged: StagedModel
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
@@ -111,12 +113,16 @@ class ComfyStageModel:
         patcher.patch_model(device_to=self._device)
 
     def attach(self, key: str, payload: Any) -> None:
-        """Keep patches that are code, see attachments.py."""
-        self._attached[key] = unpack(payload, self._device)
+        """Keep patches that are code (attachments.py), or the weights of a hook (hooks.py)."""
+        if key.startswith(HOOK):
+            self._hooks.add(key, unpack_patches(payload))
+        else:
+            self._attached[key] = unpack(payload, self._device)
 
     def forget_attached(self) -> None:
         """Drop what was attached."""
         self._attached.clear()
+        self._hooks.forget(self._patcher)
 
     def _put_attachments_in(self, model: torch.nn.Module) -> None:
         """Have the model's entry method find the attached patches in its transformer_options."""
@@ -124,7 +130,8 @@ class ComfyStageModel:
         original = getattr(model, entry)
 
         def with_attached(*args: Any, **kwargs: Any) -> Any:
-            (args, kwargs), code = expand((args, kwargs), self._attached)
+            (args, kwargs), code, hooks = expand((args, kwargs), self._attached)
+            self._hooks.apply(self._patcher, hooks)
             if not code:
                 return original(*args, **kwargs)
             try:

@@ -187,25 +187,40 @@ def inpainted(flow: Workflow) -> Workflow:
     )
 
 
-def hooked(flow: Workflow) -> Workflow:
-    """A LoRA on a conditioning."""
-    flow = {
-        **flow,
-        "hook": node(
-            "CreateHookLora",
-            lora_name="tiny-sd15-lora.safetensors",
-            strength_model=1.0,
-            strength_clip=0.0,
-        ),
-        "hooked": node(
-            "ConditioningSetProperties",
-            cond_NEW=["positive", 0],
-            strength=1.0,
-            set_cond_area="default",
-            hooks=["hook", 0],
-        ),
-    }
-    return resampled(flow, positive=["hooked", 0])
+def hooked(*keyframes: tuple[float, float]) -> Change:
+    """Different LoRAs on the two conditionings, and a third one on the MODEL.
+
+    `keyframes`, (strength, from which part of the run), are those of the positive one.
+    """
+
+    def change(flow: Workflow) -> Workflow:
+        flow = lora("tiny-loha.safetensors", 0.4)(flow)
+        for name, file, strength in (
+            ("positive", "tiny-sd15-lora.safetensors", 1.0),
+            ("negative", "tiny-lokr.safetensors", 0.6),
+        ):
+            strengths = {"strength_model": strength, "strength_clip": 0.0}
+            flow[f"{name} hook"] = node("CreateHookLora", lora_name=file, **strengths)
+        hooks, before = ["positive hook", 0], {}
+        for number, (strength, start) in enumerate(keyframes):
+            when = {"strength_mult": strength, "start_percent": start}
+            flow[f"keyframe-{number}"] = node("CreateHookKeyframe", **when, **before)
+            before = {"prev_hook_kf": [f"keyframe-{number}", 0]}
+        if keyframes:
+            hook_kf = before["prev_hook_kf"]
+            flow["scheduled"] = node("SetHookKeyframes", hooks=hooks, hook_kf=hook_kf)
+            hooks = ["scheduled", 0]
+        for name, its_hooks in (("positive", hooks), ("negative", ["negative hook", 0])):
+            flow[f"{name} hooked"] = node(
+                "ConditioningSetProperties",
+                cond_NEW=[name, 0],
+                strength=1.0,
+                set_cond_area="default",
+                hooks=its_hooks,
+            )
+        return resampled(flow, positive=["positive hooked", 0], negative=["negative hooked", 0])
+
+    return change
 
 
 WIDE = loaded(ckpt_name="tiny-wide.safetensors")  # for FreeU, ToMe
@@ -332,7 +347,19 @@ FEATURES = (
             lora("tiny-loha.safetensors", -0.5),
         ),
     ),
-    Feature("LoRA on a conditioning (hooks)", "sd15", hooked, refusal="LoRA hooks"),
+    Feature(
+        "LoRA hooks, another on each conditioning",
+        "sd15",
+        hooked(),
+        base=lora("tiny-loha.safetensors", 0.4),
+    ),
+    Feature(
+        "LoRA hooks with keyframes",
+        "sd15",
+        hooked((1.0, 0.0), (0.3, 0.5), (0.0, 0.9)),
+        steps=5,
+        base=hooked(),
+    ),
     Feature("weight_dtype fp8_e4m3fn", "wan", loaded(weight_dtype="fp8_e4m3fn")),
     Feature("weight_dtype fp8_e5m2", "sd3", loaded(weight_dtype="fp8_e5m2")),
     Feature(
