@@ -24,6 +24,7 @@ from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .patches import unpack_patches  # noqa: E402
+from .skipped_blocks import with_every_unit_called  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
 # replaces it, as in ComfyUI; above, it would only cost memory.
@@ -117,7 +118,9 @@ class ComfyStageModel:
         if key.startswith(HOOK):
             self._hooks.add(key, unpack_patches(payload))
         else:
-            self._attached[key] = unpack(payload, self._device)
+            code = unpack(payload, self._device)
+            with_every_unit_called(code, lambda: self.staged)
+            self._attached[key] = code
 
     def forget_attached(self) -> None:
         """Drop what was attached."""

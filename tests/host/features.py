@@ -258,7 +258,17 @@ FEATURES = (
             end_percent=1.0,
             rescaling_scale=0.0,
         ),
-        refusal="SkipLayerGuidanceDiT",
+    ),
+    Feature(
+        "Skip Layer Guidance (DiT, simple), several layers",
+        "wan",
+        patched(
+            "SkipLayerGuidanceDiTSimple",
+            double_layers="0, 5, 6, 11",
+            single_layers="",
+            start_percent=0.0,
+            end_percent=1.0,
+        ),
     ),
     Feature(
         "Self-Attention Guidance",
