@@ -33,7 +33,7 @@ from ..process import Launch
 from ..residuals import Residuals
 from ..schedule import AsyncSchedule
 from ..trunk import Trunk
-from .attachments import COMFYUI_ROOT, Attachments, mark, names_of, split_options
+from .attachments import Attachments, mark, names_of, split_options
 from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
 from .hooks import HOOK, numbers_of
@@ -41,6 +41,7 @@ from .layouts import layout_of, position_of
 from .loading import Loader
 from .node_text import RunText, poll
 from .patches import pack_patches
+from .pickling import COMFYUI_ROOT
 from .pool import POOL
 from .reports import name_run, record, record_error
 from .skeleton import make_remote

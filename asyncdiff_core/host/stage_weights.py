@@ -19,11 +19,11 @@ from ..costs import measure_costs  # noqa: E402
 from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
+from . import pickling  # noqa: E402
 from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
 from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
-from .patches import unpack_patches  # noqa: E402
 from .skipped_blocks import with_every_unit_called  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
@@ -110,13 +110,13 @@ class ComfyStageModel:
         """Put the weight patches of `payload` in force, with ComfyUI's own code."""
         patcher = self._patcher
         patcher.unpatch_model(device_to=None)  # restores the original weights exactly
-        patcher.patches = unpack_patches(payload)
+        patcher.patches = pickling.unpack(payload, self._device)
         patcher.patch_model(device_to=self._device)
 
     def attach(self, key: str, payload: Any) -> None:
         """Keep patches that are code (attachments.py), or the weights of a hook (hooks.py)."""
         if key.startswith(HOOK):
-            self._hooks.add(key, unpack_patches(payload))
+            self._hooks.add(key, pickling.unpack(payload, self._device))
         else:
             code = unpack(payload, self._device)
             with_every_unit_called(code, lambda: self.staged)
