@@ -191,13 +191,13 @@ def inpainted(flow: Workflow) -> Workflow:
 
 
 def hooked(*keyframes: tuple[float, float]) -> Change:
-    """Different LoRAs on the two conditionings, and a third one on the MODEL.
+    """Different LoRAs on the two conditionings.
 
     `keyframes`, (strength, from which part of the run), are those of the positive one.
     """
 
     def change(flow: Workflow) -> Workflow:
-        flow = lora("tiny-loha.safetensors", 0.4)(flow)
+        flow = dict(flow)
         for name, file, strength in (
             ("positive", "tiny-sd15-lora.safetensors", 1.0),
             ("negative", "tiny-lokr.safetensors", 0.6),
@@ -260,28 +260,35 @@ def combined(*changes: Change) -> Change:
     return change
 
 
+def custom(flow: Workflow) -> Workflow:
+    """SamplerCustomAdvanced with CFGGuider in place of KSampler."""
+    old = flow["sampler"]["inputs"]
+    prompts = {"positive": old["positive"], "negative": old["negative"]}
+    steps = {"scheduler": old["scheduler"], "steps": old["steps"], "denoise": 1.0}
+    return {
+        **flow,
+        "noise": node("RandomNoise", noise_seed=4),
+        "guider": node("CFGGuider", model=old["model"], cfg=4.0, **prompts),
+        "kind": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=old["model"], **steps),
+        "sampler": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["kind", 0],
+            sigmas=["sigmas", 0],
+            latent_image=old["latent_image"],
+        ),
+    }
+
+
 def guided(class_type: str, sampler_name: str = "euler", **inputs: Any) -> Change:
-    """SamplerCustomAdvanced with a guider in place of KSampler."""
+    """Another guider and sampler in the workflow of `custom`."""
 
     def change(flow: Workflow) -> Workflow:
-        old = flow["sampler"]["inputs"]
-        model = old["model"]
-        steps = {"scheduler": old["scheduler"], "steps": old["steps"], "denoise": 1.0}
-        return {
-            **flow,
-            "noise": node("RandomNoise", noise_seed=4),
-            "guider": node(class_type, model=model, **inputs),
-            "kind": node("KSamplerSelect", sampler_name=sampler_name),
-            "sigmas": node("BasicScheduler", model=model, **steps),
-            "sampler": node(
-                "SamplerCustomAdvanced",
-                noise=["noise", 0],
-                guider=["guider", 0],
-                sampler=["kind", 0],
-                sigmas=["sigmas", 0],
-                latent_image=old["latent_image"],
-            ),
-        }
+        model = flow["guider"]["inputs"]["model"]
+        kind = node("KSamplerSelect", sampler_name=sampler_name)
+        return {**flow, "guider": node(class_type, model=model, **inputs), "kind": kind}
 
     return change
 
@@ -307,7 +314,7 @@ def merged(flow: Workflow) -> Workflow:
     return resampled({**with_lora, "merge": merge}, model=["merge", 0])
 
 
-CFG = guided("CFGGuider", positive=["positive", 0], negative=["negative", 0], cfg=4.0)
+LORA = lora("tiny-loha.safetensors", 0.4)
 VIDEO = added(empty=node("EmptyHunyuanLatentVideo", width=96, height=96, length=21, batch_size=1))
 WINDOWS = {
     "context_schedule": "standard_static",
@@ -316,6 +323,10 @@ WINDOWS = {
     "fuse_method": "pyramid",
     "dim": 2,
     "freenoise": False,
+    "cond_retain_index_list": "",
+    "split_conds_to_windows": False,
+    "latent_retain_index_list": "",
+    "causal_window_fix": True,
 }
 WIDE = loaded(ckpt_name="tiny-wide.safetensors")  # for FreeU, ToMe
 FREEU = patched("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
@@ -442,7 +453,7 @@ FEATURES = (
         "sd15",
         added(empty=node("EmptyLatentImage", width=128, height=64, batch_size=3)),
     ),
-    Feature("SamplerCustomAdvanced with CFGGuider", "sd15", CFG, spread=parallelized),
+    Feature("SamplerCustomAdvanced with CFGGuider", "sd15", custom, spread=parallelized),
     Feature(
         "the same with PerpNegGuider and a CFG++ sampler",
         "sd15",
@@ -455,7 +466,7 @@ FEATURES = (
             cfg=4.0,
             neg_scale=0.7,
         ),
-        base=CFG,
+        base=custom,
         spread=parallelized,
     ),
     Feature(
@@ -470,7 +481,7 @@ FEATURES = (
             cfg_cond2_negative=2.0,
             style="regular",
         ),
-        base=CFG,
+        base=custom,
         spread=parallelized,
     ),
     Feature("FluxGuidance", "flux", conditioned("FluxGuidance", guidance=9.0)),
@@ -530,14 +541,14 @@ FEATURES = (
         "LoRA hooks, another on each conditioning",
         "sd15",
         hooked(),
-        base=lora("tiny-loha.safetensors", 0.4),
+        base=LORA,
     ),
     Feature(
         "LoRA hooks with keyframes",
         "sd15",
         hooked((1.0, 0.0), (0.3, 0.5), (0.0, 0.9)),
         steps=5,
-        base=hooked(),
+        base=chain(LORA, hooked()),
     ),
     Feature("weight_dtype fp8_e4m3fn", "wan", loaded(weight_dtype="fp8_e4m3fn")),
     Feature("weight_dtype fp8_e5m2", "sd3", loaded(weight_dtype="fp8_e5m2")),
