@@ -96,7 +96,8 @@ def main() -> None:
         f"{options.workers} workers, latent 2x4x64x64, {len(seconds)} evaluations: "
         f"median {statistics.median(seconds) * 1e3:.2f} ms, "
         f"p10 {deciles[0] * 1e3:.2f} ms, p90 {deciles[-1] * 1e3:.2f} ms\n"
-        f"sent to each worker: {sent[0]} bytes by the first evaluation, {sent[-1]} by the others "
+        f"sent to the first worker: {sent[0]} bytes by the first evaluation, with what "
+        f"prepares it; {sent[-1]} by the others "
         f"(latent {x.nbytes}, conditioning {context.nbytes})"
     )
 
