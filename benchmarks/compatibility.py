@@ -87,7 +87,7 @@ def architecture_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def page(report: dict[str, Any], features: list[tuple[str, str, str]], version: str) -> str:
     """The tables as a document."""
-    kinds = {"sd15": "SD 1.5", "sd3": "SD3", "wan": "Wan 2.1"}
+    kinds = {"sd15": "SD 1.5", "sd3": "SD3", "flux": "Flux.1", "wan": "Wan 2.1"}
     lines = [
         "# Compatibility",
         "",
