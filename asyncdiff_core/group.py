@@ -495,6 +495,7 @@ class WorkerGroup(Evaluator):
             weight_bytes=member.loaded.weight_bytes,
             shared_bytes=member.loaded.shared_bytes,
             resident_bytes=answer.resident_bytes,
+            activation_bytes=answer.activation_bytes,
             log_file=str(member.process.log_file),
             spans=[Span(*span) for span in answer.spans],
         )

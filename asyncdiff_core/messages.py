@@ -158,21 +158,27 @@ class Result:
 
 @dataclass(frozen=True)
 class RunEnded:
-    """Answer to EndRun: a span per evaluation, see report.py; clocks are `time.perf_counter`."""
+    """Answer to EndRun: a span per evaluation, see report.py; clocks are `time.perf_counter`.
+
+    `activation_bytes`: the peak beyond the weights, see memory.ActivationMemory.
+    """
 
     spans: list[tuple[Any, ...]]
     resident_bytes: int
+    activation_bytes: int
 
 
 @dataclass(frozen=True)
 class Beat:
     """Sent once a second by a worker that was busy in it.
 
-    `units` counts the units that it has run; `doing` is what it does now.
+    `units` counts the units that it has run; `doing` is what it does now; `activation_bytes` as in
+    RunEnded, of the run so far.
     """
 
     units: int
     doing: Activity
+    activation_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
-from .messages import Activity, Beat, Ready, from_wire, to_wire
+from .messages import Activity, Beat, Ready, RunEnded, from_wire, to_wire
 
 STOP_SECONDS = 3.0
 
@@ -124,6 +124,7 @@ class WorkerProcess:
         self.last_progress = now
         self.num_units_run = -1
         self.doing: Activity | None = None  # None: not known
+        self.activation_bytes = 0  # peak of the last run, or of the one that goes on
         self.ready: Ready | None = None
         self.bytes_sent = 0  # by `send_frame`, since the start
 
@@ -156,6 +157,8 @@ class WorkerProcess:
             self.num_units_run, self.doing = message.units, message.doing
         else:
             self.doing = "nothing"
+        if isinstance(message, Beat | RunEnded):
+            self.activation_bytes = message.activation_bytes
         if isinstance(message, Ready):
             self.ready = message
         return message, ticket

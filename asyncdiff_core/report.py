@@ -42,6 +42,7 @@ class WorkerReport:
     weight_bytes: int
     shared_bytes: int
     resident_bytes: int = 0
+    activation_bytes: int = 0
     log_file: str = ""
     spans: list[Span] = field(default_factory=list)
 

@@ -78,6 +78,7 @@ def _worker(group: WorkerGroup, member: Member, state: GroupState) -> dict[str, 
         "state": _worker_state(member, state),
         "weight_bytes": member.loaded.weight_bytes,
         "shared_bytes": member.loaded.shared_bytes,
+        "activation_bytes": process.activation_bytes,
         "resident_bytes": resident_bytes(process.pid),
         "log_file": str(process.log_file),
     }

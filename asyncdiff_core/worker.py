@@ -30,7 +30,7 @@ from .errors import AsyncDiffError, ChannelClosedError, LinkError
 from .inputs import InputDecoder
 from .links import Inbox, Outbox, synchronize
 from .log import get_logger
-from .memory import give_memory_back, is_out_of_memory, resident_bytes
+from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 from .messages import from_wire, to_wire
 from .report import Span
 from .schedule import Mode
@@ -83,6 +83,7 @@ class Worker:
         self._load = messages.Load(0, 0, (), ())
         self._lanes: dict[int, _WorkerLane] = {}
         self._spans: list[Span] = []
+        self._activations = ActivationMemory(self._device)
         self.is_waiting = False
         self._handlers: dict[type, Callable[[Any], Any]] = {
             messages.MeasureCosts: self._measure,
@@ -97,6 +98,10 @@ class Worker:
     @property
     def num_units_run(self) -> int:
         return self._model.staged.num_units_run if self._load.stop else 0
+
+    @property
+    def activation_bytes(self) -> int:
+        return self._activations.bytes
 
     def ready(self) -> messages.Ready:
         name, speed = measure_device(self._device)
@@ -121,18 +126,20 @@ class Worker:
                 backend=config.backend,  # type: ignore[arg-type]
                 rendezvous=Path(config.rendezvous),
             )
-        weight_bytes, shared_bytes = self._model.load(message.start, message.stop)
+        with self._activations.except_for():
+            weight_bytes, shared_bytes = self._model.load(message.start, message.stop)
         self._load = message
         return messages.Loaded(weight_bytes, shared_bytes, resident_bytes())
 
     def _unload(self, message: messages.Unload) -> messages.Done:
         self._load = messages.Load(0, 0, (), ())
-        self._model.unload()
-        give_memory_back()
+        with self._activations.except_for():
+            self._model.unload()
         return messages.Done()
 
     def _patch(self, message: messages.Patch) -> messages.Done:
-        self._model.patch(message.payload)
+        with self._activations.except_for():
+            self._model.patch(message.payload)
         return messages.Done()
 
     def _attach(self, message: messages.Attach) -> messages.Done:
@@ -142,6 +149,8 @@ class Worker:
     def _evaluate(self, message: messages.Evaluate) -> None:
         start = time.perf_counter()
         load = self._load
+        if not self._lanes:
+            self._activations.begin_run()
         lane = self._lanes.get(message.lane)
         if lane is None:
             assert self._transport is not None
@@ -200,6 +209,7 @@ class Worker:
         )
 
     def _end_run(self, message: messages.EndRun) -> messages.RunEnded:
+        activation_bytes = self._activations.end_run()
         for lane in self._lanes.values():
             lane.drain()
         self._lanes.clear()
@@ -207,7 +217,9 @@ class Worker:
         if self._load.stop:
             self._model.staged.forget_scratch()
         spans, self._spans = self._spans, []
-        return messages.RunEnded([dataclasses.astuple(span) for span in spans], resident_bytes())
+        return messages.RunEnded(
+            [dataclasses.astuple(span) for span in spans], resident_bytes(), activation_bytes
+        )
 
     def close(self) -> None:
         """Leave the group in good order."""
@@ -290,7 +302,10 @@ def serve(channel: Channel, host: Host) -> None:
             else:
                 was_busy.clear()  # this beat is the last one
             try:
-                channel.send(to_wire(messages.Beat(worker.num_units_run if worker else 0, doing)))
+                told = (
+                    (worker.num_units_run, doing, worker.activation_bytes) if worker else (0, doing)
+                )
+                channel.send(to_wire(messages.Beat(*told)))
             except AsyncDiffError:
                 return
 

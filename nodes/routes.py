@@ -26,7 +26,7 @@ async def get_report(request: web.Request) -> web.Response:
         if not last.isdecimal() or int(last) < 1:
             return _refuse(f"last must be a whole number of at least 1, but is {last!r}")
         runs = runs[-int(last) :]
-    return web.json_response({"runs": runs})
+    return await _answer_runs(runs)
 
 
 @routes.get("/asyncdiff/report/{prompt_id}")
@@ -40,7 +40,7 @@ async def get_report_of_prompt(request: web.Request) -> web.Response:
             "it was answered from ComfyUI's cache, or many other runs came after it",
             status=404,
         )
-    return web.json_response({"runs": runs})
+    return await _answer_runs(runs)
 
 
 @routes.get("/asyncdiff/status")
@@ -78,6 +78,11 @@ async def post_release(request: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(release, body))
     except AsyncDiffError as error:
         return _refuse(str(error))
+
+
+async def _answer_runs(runs: list[dict[str, Any]]) -> web.Response:
+    # In a thread: runs of thousands of evaluations are megabytes, and this one serves everybody.
+    return web.json_response(text=await asyncio.to_thread(json.dumps, {"runs": runs}))
 
 
 def _refuse(text: str, status: int = 400) -> web.Response:

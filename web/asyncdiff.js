@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { addDeviceChoice } from "./devices.js";
+import { addDeviceChoice, forgetMachine, replaceForeignDevices } from "./devices.js";
 import { Panel } from "./panel/panel.js";
 import { parallelEntries } from "./parallel.js";
 import { StatusClient } from "./status.js";
@@ -17,6 +17,19 @@ document.head.append(style);
 const client = new StatusClient(api);
 let panel = null;
 
+function warn(detail) {
+  app.extensionManager.toast.add({ severity: "warn", summary: "AsyncDiff", detail, life: 8000 });
+}
+
+async function releaseAll() {
+  try {
+    const { busy } = await client.release();
+    if (busy.length) warn("Workers that are sampling were left alone.");
+  } catch (error) {
+    warn(`The workers were not released: ${error.message}`);
+  }
+}
+
 app.registerExtension({
   name: "AsyncDiff",
 
@@ -25,11 +38,13 @@ app.registerExtension({
       id: "AsyncDiff.Release",
       label: "AsyncDiff: release all workers",
       icon: "pi pi-eject",
-      function: () => client.release(),
+      function: releaseAll,
     },
   ],
 
   setup() {
+    api.addEventListener("reconnected", forgetMachine);
+    replaceForeignDevices(app, api, warn);
     app.extensionManager.registerSidebarTab({
       id: TAB,
       icon: "pi pi-server",

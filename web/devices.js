@@ -2,8 +2,9 @@
  * The choice of devices on a node: a button that offers what this machine has.
  *
  * The widget `devices` stays free text. Where it names a device that this machine does not have, as
- * in a workflow from another one, the button says so, and what is queued has `auto` in its place. The
- * workflow keeps what it says, for the machine that it came from.
+ * in a workflow from another one, the button says so, and what is queued has `auto` in its place, and
+ * the defaults of the other numbers of the plan. The workflow keeps what it says, for the machine that
+ * it came from.
  */
 
 import { bytes } from "./panel/words.js";
@@ -13,7 +14,7 @@ const CHOOSE = "Choose devices";
 // The placement of a node whose devices are those of another machine.
 const ELSEWHERE = { devices: "auto", stages: 0, replicas: 0, stride: 1 };
 
-let machine = null; // what the server has, asked once
+let machine = null; // a promise of what the server has; null if it is not known
 let lastPointer = null; // Vue nodes do not tell their buttons where they were clicked
 
 document.addEventListener("pointerdown", (event) => (lastPointer = event), true);
@@ -22,29 +23,23 @@ document.addEventListener("pointerdown", (event) => (lastPointer = event), true)
 export function addDeviceChoice(node, api) {
   const devices = node.widgets?.find((widget) => widget.name === "devices");
   if (!devices || !node.comfyClass?.startsWith("AsyncDiff")) return;
-  machine ??= askMachine(api);
-  const button = node.addWidget("button", "choose_devices", null, () => {
-    machine.then((known) => openMenu(known, devices, update));
+  const button = node.addWidget("button", "choose_devices", null, async () => {
+    const known = await askMachine(api);
+    if (known) openMenu(known, devices, update);
   });
   // It comes last and is not saved: saved values are told apart by their position.
   button.serialize = false;
   button.options.serialize = false;
   button.label = CHOOSE;
 
-  function update() {
-    machine.then((known) => {
-      const label = warning(devices.value, known) ?? CHOOSE;
-      if (button.label === label) return;
-      button.label = label;
-      node.setDirtyCanvas?.(true, true);
-    });
-  }
-  // What is queued, not what is saved.
-  for (const [name, instead] of Object.entries(ELSEWHERE)) {
-    const widget = node.widgets.find((each) => each.name === name);
-    if (!widget) continue;
-    widget.serializeValue = async () =>
-      warning(devices.value, await machine) ? instead : widget.value;
+  async function update() {
+    // What another node gives is not known before the graph is queued.
+    const input = node.inputs?.find((one) => one.widget?.name === "devices");
+    const isLinked = input?.link !== null && input?.link !== undefined;
+    const label = (isLinked ? null : warning(devices.value, await askMachine(api))) ?? CHOOSE;
+    if (button.label === label) return;
+    button.label = label;
+    node.setDirtyCanvas?.(true, true);
   }
   const { callback } = devices;
   devices.callback = function (...args) {
@@ -56,12 +51,47 @@ export function addDeviceChoice(node, api) {
     update();
     return onConfigure?.apply(this, args);
   };
+  const { onConnectionsChange } = node;
+  node.onConnectionsChange = function (...args) {
+    update();
+    return onConnectionsChange?.apply(this, args);
+  };
 }
 
-/** What to say about `text`, or null if this machine has all devices that it names. */
-export function warning(text, { devices }) {
-  const names = new Set(devices.map((device) => device.name));
-  const missing = listed(text).filter((name) => name !== "auto" && !names.has(name));
+/**
+ * Have `app` queue `auto` in the place of devices that this machine does not have, wherever they come
+ * from: a widget, a node linked to it, or a subgraph around it.
+ * @param {(text: string) => void} tell shows a warning, once per node and devices, since the node may be
+ *     out of sight
+ */
+export function replaceForeignDevices(app, api, tell) {
+  const { graphToPrompt } = app;
+  const told = new Set();
+  app.graphToPrompt = async function (...args) {
+    const prompt = await graphToPrompt.apply(this, args);
+    for (const { class_type, inputs, _meta } of Object.values(prompt?.output ?? {})) {
+      if (!class_type?.startsWith("AsyncDiff") || typeof inputs.devices !== "string") continue;
+      const complaint = warning(inputs.devices, await askMachine(api));
+      if (!complaint) continue;
+      Object.assign(inputs, ELSEWHERE);
+      const text = `${_meta?.title ?? class_type}: ${complaint}`;
+      if (!told.has(text)) tell(text);
+      told.add(text);
+    }
+    return prompt;
+  };
+}
+
+/** Ask for the devices again, since a server that was started anew may have others. */
+export function forgetMachine() {
+  machine = null;
+}
+
+/** What to say about `text`, or null if `known`, the machine, has all devices that it names. */
+export function warning(text, known) {
+  if (!known) return null;
+  const names = new Set(known.devices.map((device) => device.name));
+  const missing = listed(text).filter((name) => name && name !== "auto" && !names.has(name));
   return missing.length ? `⚠ no ${[...new Set(missing)].join(", ")} here: auto` : null;
 }
 
@@ -71,10 +101,20 @@ function listed(text) {
   return names.map((name) => (/^[a-z]+$/.test(name) && name !== "cpu" && name !== "auto" ? `${name}:0` : name));
 }
 
-async function askMachine(api) {
-  const answer = await api.fetchApi("/asyncdiff/devices");
-  if (!answer.ok) throw new Error(`/asyncdiff/devices: ${answer.status}`);
-  return answer.json();
+/** What the server has; null if it does not say, and then it is asked again next time. */
+function askMachine(api) {
+  machine ??= api
+    .fetchApi("/asyncdiff/devices")
+    .then((answer) => {
+      if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+      return answer.json();
+    })
+    .catch((error) => {
+      console.warn("AsyncDiff: the devices of this machine are not known:", error);
+      machine = null;
+      return null;
+    });
+  return machine;
 }
 
 function openMenu({ devices, auto }, widget, update) {

@@ -28,19 +28,32 @@ export function makeParallel(node) {
     const same = twin.widgets.find((other) => other.name === widget.name);
     if (same) same.value = widget.value;
   }
-  node.inputs.forEach((input, slot) => {
-    const source = node.getInputNode(slot);
-    if (!source) return;
-    const { origin_slot } = graph.links.get(input.link);
-    source.connect(origin_slot, twin, twin.findInputSlot(input.name));
-  });
+  for (const input of node.inputs) {
+    const link = graph.links.get(input.link);
+    if (link) connectInput(graph, link, twin, twin.findInputSlot(input.name));
+  }
   node.outputs.forEach((output, slot) => {
-    for (const id of [...(output.links ?? [])]) {
-      const { target_id, target_slot } = graph.links.get(id);
-      twin.connect(slot, graph.getNodeById(target_id), target_slot);
-    }
+    for (const id of [...(output.links ?? [])]) connectOutput(graph, graph.links.get(id), twin, slot);
   });
   graph.remove(node);
   graph.afterChange();
   return twin;
+}
+
+/** Connect an input of `node` to where `link` comes from, through the same reroutes. */
+function connectInput(graph, link, node, slot) {
+  if (link.originIsIoNode) {
+    graph.inputs[link.origin_slot].connect(node.inputs[slot], node, link.parentId);
+  } else {
+    graph.getNodeById(link.origin_id).connect(link.origin_slot, node, slot, link.parentId);
+  }
+}
+
+/** Connect an output of `node` to where `link` goes, through the same reroutes. */
+function connectOutput(graph, link, node, slot) {
+  if (link.targetIsIoNode) {
+    graph.outputs[link.target_slot].connect(node.outputs[slot], node, link.parentId);
+  } else {
+    node.connect(slot, graph.getNodeById(link.target_id), link.target_slot, link.parentId);
+  }
 }

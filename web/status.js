@@ -23,27 +23,17 @@ export class StatusClient {
   #timer = null;
   #asking = false;
   #askAgain = false;
-  #running = null;
-  #reportIsOld = true;
 
   /** The last answer of `GET /asyncdiff/status`; null before the first. */
   status = null;
-  /** The report of the last run that has ended; null if there is none. */
+  /** The report of the last run that has ended well; null if there is none. */
   report = null;
-  /** When a prompt last ended well, in seconds since 1970; 0 if none did while this page is open. */
-  lastSuccess = 0;
   /** What stands in the way of asking, in words; null if nothing. */
   problem = null;
 
   constructor(api) {
     this.#api = api;
-    for (const event of PROMPT_EVENTS) {
-      api.addEventListener(event, () => {
-        this.#reportIsOld = true;
-        if (event === "execution_success") this.lastSuccess = Date.now() / 1000;
-        this.refresh();
-      });
-    }
+    for (const event of PROMPT_EVENTS) api.addEventListener(event, () => this.refresh());
     document.addEventListener("visibilitychange", () => this.refresh());
   }
 
@@ -100,12 +90,8 @@ export class StatusClient {
   }
 
   async #updateReport() {
-    // A report is made when a run ends, so it need not be asked for while the same run goes on.
-    const running = this.status.groups.map((group) => group.run?.prompt_id ?? "").join();
-    if (running !== this.#running) this.#reportIsOld = true;
-    if (!this.#reportIsOld) return;
-    this.#reportIsOld = false;
-    this.#running = running;
+    // It may be large, so it is asked for once.
+    if (this.status.last_run?.ended === this.report?.ended) return;
     const { runs } = await this.#get("/asyncdiff/report?last=1");
     this.report = runs.at(-1) ?? null;
   }

@@ -9,15 +9,16 @@ from ..errors import RequestError
 from ..settings import max_groups, timeout_seconds
 from ..status import group_status
 from .pool import POOL
-from .reports import last_errors
+from .reports import last_errors, last_run
 
 
 def status() -> dict[str, Any]:
-    """All groups and their workers, the last errors, and the limits, as plain data."""
+    """All groups and their workers, the last run and errors, and the limits, as plain data."""
     return {
         "groups": [
             {**group_status(group), "references": references} for group, references in POOL.groups()
         ],
+        "last_run": last_run(),
         "last_errors": last_errors(),
         "limits": {"max_groups": max_groups(), "timeout_seconds": timeout_seconds()},
     }

@@ -20,8 +20,8 @@ def name_run(report: RunReport) -> None:
 
 
 def record(report: RunReport) -> None:
-    """Keep `report`."""
-    _runs.append(report.as_dict())
+    """Keep `report`, of a run that ended well just now."""
+    _runs.append({**report.as_dict(), "ended": time.time()})
 
 
 def record_error(model: str, error: Exception) -> None:
@@ -37,6 +37,14 @@ def last_errors() -> list[dict[str, Any]]:
 def last_runs() -> list[dict[str, Any]]:
     """The last runs as plain data, newest last."""
     return list(_runs)
+
+
+def last_run() -> dict[str, Any] | None:
+    """Which run was the last to end well, and when (seconds since 1970); None if none did."""
+    if not _runs:
+        return None
+    run = _runs[-1]
+    return {key: run[key] for key in ("prompt_id", "node_id", "ended")}
 
 
 def runs_of(prompt_id: str) -> list[dict[str, Any]]:

@@ -56,8 +56,8 @@ def samples() -> list[bytes]:
         messages.Loaded(1, 2, 3),
         messages.Done(),
         messages.Result(x),
-        messages.RunEnded([(0, 0, "sync", 0.0, 0.0, 0.0, 0.0)], 5),
-        messages.Beat(7, "computing"),
+        messages.RunEnded([(0, 0, "sync", 0.0, 0.0, 0.0, 0.0)], 5, 6),
+        messages.Beat(7, "computing", 8),
         messages.Failed("something"),
     ]
     return [frame(to_wire(message, ticket)) for ticket, message in enumerate(sent)]

@@ -564,6 +564,7 @@ def test_the_report_says_what_was_done(shared_group: Any) -> None:
             assert 0 <= span.wait and 0 <= span.compute
             assert span.wait + span.compute <= span.end - span.start + 1e-9
         assert worker.resident_bytes > 1 << 20
+        assert 0 < worker.activation_bytes < worker.resident_bytes
         assert Path(worker.log_file).exists()
     assert [w.first_unit for w in report.workers] == ["blocks.0", "blocks.3"]
     assert [w.last_unit for w in report.workers] == ["blocks.2", "blocks.5"]

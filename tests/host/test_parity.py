@@ -42,6 +42,7 @@ def check_weights(report: dict, workers: int) -> None:
     (shared,) = {w["shared_bytes"] for w in report["workers"]}
     assert total == units + workers * shared
     assert all(0 < w["weight_bytes"] < units for w in report["workers"])
+    assert all(0 < w["activation_bytes"] < w["resident_bytes"] for w in report["workers"])
     for worker in report["workers"]:
         print(
             f"{report['model']} worker {worker['rank']} of {workers}: "

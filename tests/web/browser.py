@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright, Route
 
 from demo.comfy_server import PACK_FOLDER, ComfyServer
 
@@ -85,6 +86,16 @@ class Canvas:
     def load_api(self, flow: dict[str, Any]) -> None:
         """Open a workflow in the API format."""
         self.page.evaluate("flow => app.loadApiJson(flow, 'test')", flow)
+
+    def answer(self, path: str, body: Any) -> None:
+        """Have the server seem to answer a GET of `path` with `body`; with None, not at all."""
+
+        def reply(route: Route) -> None:
+            route.abort() if body is None else route.fulfill(json=body)
+
+        pattern = re.compile(re.escape(path) + r"(\?.*)?$")
+        self.page.unroute(pattern)
+        self.page.route(pattern, reply)
 
     def run(self) -> None:
         """Queue the graph, as the button does."""

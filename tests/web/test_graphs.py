@@ -82,6 +82,27 @@ def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
     assert placement(page) == {"devices": "cpu,cpu", "stages": 2, "replicas": 1, "stride": 1}
 
 
+def test_devices_from_another_node_are_replaced_too(page: Canvas) -> None:
+    """What a linked node or a subgraph gives is known only when the graph is queued."""
+    loader = {"ckpt_name": "tiny-sd15.safetensors", "stages": 3, "replicas": 1, "stride": 1}
+    flow = {
+        "1": node("PrimitiveString", value="cuda:0,cuda:5,cpu"),
+        "2": node("AsyncDiffCheckpointLoader", **loader, devices=["1", 0]),
+    }
+    page.load_api(flow)
+    page.page.evaluate(
+        """() => {
+            const loader = app.graph._nodes.find((n) => n.type === "AsyncDiffCheckpointLoader");
+            const { subgraph, node } = app.graph.convertToSubgraph(new Set([loader]));
+            const outer = app.graph._nodes.find((n) => n.type === "PrimitiveString");
+            app.graph.remove(outer);
+            node.widgets.find((w) => w.name === "devices").value = "cuda:0,cuda:5,cpu";
+        }"""
+    )
+    assert placement(page) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
+    expect(page.page.locator(".p-toast-message")).to_contain_text("no cuda:0, cuda:5 here: auto")
+
+
 def placement(page: Canvas) -> dict[str, Any]:
     """What the loader would be queued with."""
     (loader,) = (
@@ -101,6 +122,25 @@ def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
     assert sorted(n["class_type"] for n in flow.values() if "Sampler" in n["class_type"]) == [
         "AsyncDiffKSampler"
     ]
+    (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
+    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 3, "time_shift": False}
+    (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
+    assert flow[decode["inputs"]["samples"][0]] is new
+
+
+def test_a_sampler_in_a_subgraph_becomes_parallel(page: Canvas) -> None:
+    """Its links go to the borders of the subgraph."""
+    page.load_api(STOCK)
+    page.page.evaluate(
+        """async () => {
+            const stock = app.graph._nodes.find((n) => n.type === "KSampler");
+            const { subgraph } = app.graph.convertToSubgraph(new Set([stock]));
+            const inside = subgraph._nodes.find((n) => n.type === "KSampler");
+            const { makeParallel } = await import("/extensions/asyncdiff/parallel.js");
+            makeParallel(inside);
+        }"""
+    )
+    flow = page.prompt()
     (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
     assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 3, "time_shift": False}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")

@@ -38,6 +38,108 @@ def warm(lab: ComfyServer) -> None:
         lab.run(shapes(steps=4))
 
 
+def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Status and report of `num` workers on GPUs that this machine does not have."""
+    workers = [
+        {
+            **{"rank": rank, "device": f"cuda:{rank}", "pid": 1000 + rank, "replica": 0},
+            **{"stage": rank, "lead": 0, "units": [rank, rank + 1], "num_units": num},
+            **{"first_unit": f"blocks.{rank}", "last_unit": f"blocks.{rank}", "state": "waiting"},
+            "device_name": "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+            **{"weight_bytes": 9 << 30, "shared_bytes": 1 << 20, "resident_bytes": 3 << 30},
+            **{"activation_bytes": 5 << 29, "log_file": f"/tmp/worker-{rank}.log"},
+        }
+        for rank in range(num)
+    ]
+    plan = {"devices": [w["device"] for w in workers], "stages": num, "replicas": 1, "stride": 1}
+    run = {"prompt_id": "one", "node_id": "5", "warm_up": 1, "steps": steps, "evaluations": 0}
+    name = "a checkpoint with a name of no use to anybody, but of a considerable length.safetensors"
+    one = {"model": "Flux", "files": [name], "state": "sampling", "last_error": None}
+    one |= {"id": "g1", "plan": plan, "references": 1, "run": {**run, "mode": None}} | group
+    spans = [
+        {"index": i, "lane": 0, "mode": "sync" if i < 1 else "async", "start": i / 10}
+        | {"wait": 0.01, "compute": 0.08, "end": i / 10 + 0.09}
+        for i in range(steps)
+    ]
+    report = {
+        **{"prompt_id": "one", "node_id": "5", "model": "Flux", "ended": 100.0, "plan": plan},
+        **{"schedule": {"warm_up": 1}, "seconds": steps / 10, "evaluations": [{}] * steps},
+        "workers": [{**worker, "spans": spans} for worker in workers],
+    }
+    last_run = {"prompt_id": "one", "node_id": "5", "ended": 100.0}
+    status = {"groups": [{**one, "workers": workers}], "last_run": last_run, "last_errors": []}
+    return status, {"runs": [report]}
+
+
+def test_many_workers_in_a_narrow_panel_and_a_long_run(page: Canvas) -> None:
+    """Nothing sticks out, and what is drawn does not grow with the run. The keys zoom."""
+    steps = 5000
+    status, report = imagined(num=8, steps=steps)
+    (group,) = status["groups"]
+    status["groups"].append({**group, "id": "g2", "state": "idle", "run": None})
+    page.answer("/asyncdiff/status", status)
+    page.answer("/asyncdiff/report", report)
+    page.open_panel()
+    panel = page.page.locator(PANEL)
+    cards, bars = page.page.locator(CARDS), panel.locator(".ad-bar")
+    expect(cards).to_have_count(16)
+    expect(cards.nth(7)).to_contain_text("Activations2.5 GiB")
+    for width in (310, 220):
+        panel.evaluate("(panel, width) => (panel.style.width = `${width}px`)", width)
+        wide = panel.evaluate(
+            "panel => [...panel.querySelectorAll('.ad-card, .ad-card *, .ad-group, h3, svg')]"
+            ".filter((one) => one.getBoundingClientRect().right"
+            " > panel.getBoundingClientRect().right + 1).map((one) => one.outerHTML.slice(0, 80))"
+        )
+        assert wide == []
+    overlaps = panel.evaluate(
+        """panel => [...panel.querySelectorAll('.ad-foot')].filter((foot) => {
+            const button = foot.querySelector('.ad-button').getBoundingClientRect();
+            return [...foot.querySelectorAll('dd, dd *')].some((one) => {
+                const range = document.createRange();
+                range.selectNodeContents(one);
+                const text = range.getBoundingClientRect();
+                return text.right > button.left + 1 && text.bottom > button.top + 1;
+            });
+        }).length"""
+    )
+    assert overlaps == 0
+    expect(bars.first).to_be_visible()
+    assert bars.count() < 8 * 310
+    assert "to" in (bars.nth(5).locator("title").text_content() or "")
+
+    panel.locator(".ad-timeline").focus()
+    for _ in range(16):
+        page.page.keyboard.press("+")
+    expect(bars.nth(3).locator("title")).not_to_contain_text("to")
+    page.page.keyboard.press("ArrowLeft")
+    page.page.keyboard.press("Home")
+    expect(bars.first.locator("title")).to_contain_text("evaluation 1, synchronous")
+
+
+def test_what_is_asked_again_and_again(page: Canvas) -> None:
+    """A refresh keeps the focus; problems come and go, whatever the clock of the page says."""
+    status, report = imagined(num=2, steps=10)
+    (group,) = status["groups"]
+    error = {"time": 99.0, "model": "Flux", "text": "worker 1 ran out of memory. Its log is /x"}
+    page.answer("/asyncdiff/status", {**status, "last_errors": [error]})
+    page.answer("/asyncdiff/report", report)
+    page.open_panel()
+    problem = page.page.locator(f"{PANEL} .ad-problem p")
+    log = page.page.locator(CARDS).nth(1).get_by_role("button", name="Open log")
+    log.focus()
+    expect(problem).to_have_count(0)  # a run ended well after the error
+    group["workers"][1]["state"] = "computing"
+    page.answer("/asyncdiff/status", {**status, "last_errors": [{**error, "time": 101.0}]})
+    expect(page.page.locator(f"{CARDS}[data-state=computing]")).to_have_count(1)
+    expect(log).to_be_focused()
+    expect(problem).to_have_text("worker 1 ran out of memory.")
+    page.answer("/asyncdiff/status", None)
+    expect(problem.first).to_contain_text("ComfyUI does not answer")
+    page.answer("/asyncdiff/status", status)
+    expect(problem).to_have_count(0)
+
+
 def test_nothing_runs(page: Canvas, lab: ComfyServer) -> None:
     lab.post("/asyncdiff/release", {})
     page.open_panel()

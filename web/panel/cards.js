@@ -16,7 +16,7 @@ export function workerCard(worker, run, runSeconds, openLog) {
     (worker.replica ? `, replica ${worker.replica + 1}` : "");
   return h(
     "section.ad-card",
-    { "data-rank": worker.rank, "data-state": worker.state },
+    { "data-key": worker.pid, "data-rank": worker.rank, "data-state": worker.state },
     h(
       "header",
       {},
@@ -33,6 +33,7 @@ export function workerCard(worker, run, runSeconds, openLog) {
         {},
         ...entry("Part", stage, unitWords(worker)),
         ...entry("Weights", worker.weight_bytes ? bytes(worker.weight_bytes) : "none"),
+        ...entry("Activations", worker.activation_bytes ? bytes(worker.activation_bytes) : "–"),
         ...entry("Process", worker.resident_bytes ? bytes(worker.resident_bytes) : "–", `pid ${worker.pid}`),
         ...entry("Last run", run ? busyBar(busyShare(run, runSeconds)) : "–"),
       ),

@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: `h("div.name", {title: ".."}, child, "text")`. */
+/** An element: `h("div.name", {title: ".."}, child, "text")`; null is no child. */
 export function h(name, attributes = {}, ...children) {
   const [tag, ...classes] = name.split(".");
   const element = document.createElement(tag);
@@ -16,6 +16,36 @@ export function s(name, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, tag);
   if (classes.length) element.setAttribute("class", classes.join(" "));
   return fill(element, attributes, children);
+}
+
+/**
+ * Make the children of `parent` look like `fresh`. What is there already stays the same element, so
+ * that focus, hovering and a click that has begun are not lost. An element with another `data-key`
+ * is another one: what it does when it is clicked may differ.
+ */
+export function update(parent, ...fresh) {
+  const nodes = fresh.map((node) => (typeof node === "string" ? document.createTextNode(node) : node));
+  nodes.forEach((node, index) => {
+    const old = parent.childNodes[index];
+    if (!old) parent.append(node);
+    else if (!isSame(old, node)) old.replaceWith(node);
+    else if (old.nodeType === Node.TEXT_NODE) {
+      if (old.data !== node.data) old.data = node.data;
+    } else {
+      copyAttributes(old, node);
+      update(old, ...node.childNodes);
+    }
+  });
+  while (parent.childNodes.length > nodes.length) parent.lastChild.remove();
+}
+
+const isSame = (a, b) => a.nodeName === b.nodeName && a.dataset?.key === b.dataset?.key;
+
+function copyAttributes(to, from) {
+  for (const { name } of [...to.attributes]) if (!from.hasAttribute(name)) to.removeAttribute(name);
+  for (const { name, value } of from.attributes) {
+    if (to.getAttribute(name) !== value) to.setAttribute(name, value);
+  }
 }
 
 /** An icon of PrimeIcons, which ComfyUI brings. */

@@ -2,7 +2,7 @@
 
 import { StatusClient } from "../status.js";
 import { workerCard } from "./cards.js";
-import { button, h, icon } from "./dom.js";
+import { button, h, icon, update } from "./dom.js";
 import { LiveTimeline } from "./live.js";
 import { planPicture } from "./picture.js";
 import { Timeline, ofReport } from "./timeline.js";
@@ -29,7 +29,8 @@ export class Panel {
   #live = new LiveTimeline();
   #stopListening;
   #note = null;
-  #settled = 0; // the time of the last error that was dismissed, or that a later run came after
+  #settled = 0; // the time of the last error that was dismissed
+  #last = null; // the report that was shown last, as the timeline takes it
 
   /** @param {(path: string) => void} openPath shows what the server has under a path */
   constructor(element, client, openPath) {
@@ -40,7 +41,7 @@ export class Panel {
       this.#runWords,
       legend(),
       this.#timeline.element,
-      h("p.ad-faint.ad-hint", {}, "Wheel: zoom. Drag: move. Double click: show all."),
+      h("p.ad-faint.ad-hint", {}, "Wheel, or + and −: zoom. Drag, or arrows: move. Double click: show all."),
     );
     const title = h("header.ad-title", {}, h("h2", {}, "AsyncDiff"));
     element.replaceChildren(
@@ -57,9 +58,11 @@ export class Panel {
 
   #show() {
     const { status, report, problem } = this.#client;
-    this.#problems.replaceChildren(...this.#problemBoxes(status, problem));
+    if (report && this.#last?.report !== report) this.#last = { report, ...ofReport(report) };
+    update(this.#problems, ...this.#problemBoxes(status, problem));
     const groups = status?.groups ?? [];
-    this.#groups.replaceChildren(
+    update(
+      this.#groups,
       ...(groups.length ? groups.map((group) => this.#group(group, report)) : status ? [empty()] : []),
     );
     const running = groups.find((group) => group.run && group.run.evaluations);
@@ -71,11 +74,11 @@ export class Panel {
   #group(group, report) {
     const isLast = report && report.workers.some((one) => group.workers.some((w) => w.pid === one.pid));
     const lastRun = (worker) => (isLast ? report.workers.find((one) => one.pid === worker.pid) : undefined);
-    const length = report ? ofReport(report).length : 0;
+    const length = this.#last?.length ?? 0;
     const openLog = (worker) => () => this.#openPath(StatusClient.logPath(group.id, worker.rank));
     return h(
       "article.ad-group",
-      { "data-group": group.id, "data-state": group.state },
+      { "data-key": group.id, "data-group": group.id, "data-state": group.state },
       h(
         "header",
         {},
@@ -101,12 +104,12 @@ export class Panel {
     if (this.#note) yield problemBox(this.#note, () => this.#say(null));
     const error = status?.last_errors.at(-1);
     // A run that ended well after an error leaves nothing to worry about.
-    if (!error || error.time <= Math.max(this.#settled, this.#client.lastSuccess)) return;
+    if (!error || error.time <= Math.max(this.#settled, status.last_run?.ended ?? 0)) return;
     const dismiss = () => {
       this.#settled = error.time;
       this.#show();
     };
-    yield problemBox(plainError(error.text), dismiss, this.#logOf(error, status.groups));
+    yield problemBox(plainError(error.text), dismiss, this.#logOf(error, status.groups), error.time);
   }
 
   /** A button for the log of the worker that an error names, while its group is known. */
@@ -115,7 +118,7 @@ export class Panel {
     const rank = /\bworker (\d+)\b/.exec(error.text)?.[1];
     if (!group || rank === undefined) return null;
     const path = StatusClient.logPath(group.id, rank);
-    return button("Open log", "file", () => this.#openPath(path));
+    return button("Open log", "file", () => this.#openPath(path), { "data-key": path });
   }
 
   async #release(group) {
@@ -141,7 +144,7 @@ export class Panel {
 
   #showReport(report) {
     this.#runTitle.textContent = "Last run";
-    const { rows, length, preparation } = ofReport(report);
+    const { rows, length, preparation } = this.#last;
     const parts = [`${seconds(length)} for ${report.evaluations.length} evaluations`];
     if (preparation > 0.5) parts.push(`${seconds(preparation)} before`);
     parts.push(report.model, planWords(report.plan), `warm-up ${report.schedule.warm_up}`);
@@ -163,11 +166,11 @@ function progress(run) {
   );
 }
 
-function problemBox(text, dismiss, more = null) {
-  const attributes = { type: "button", title: "Dismiss", onclick: dismiss };
+function problemBox(text, dismiss, more = null, key = text) {
+  const attributes = { type: "button", title: "Dismiss", "aria-label": "Dismiss", onclick: dismiss };
   return h(
     "div.ad-problem",
-    {},
+    { "data-key": key },
     icon("exclamation-triangle"),
     h("div", {}, h("p", {}, text), more),
     dismiss ? h("button.ad-button", attributes, icon("times")) : null,

@@ -7,6 +7,7 @@ const ROW = 46;
 const COPY = 26; // the extra copies of the last stage, below it
 const GAP = 18;
 const BOX = 38;
+const NARROW = 50; // boxes below this have room for a number, and their title says the rest
 
 /** An SVG of the workers of a group; boxes have the states of their workers as classes. */
 export function planPicture(group) {
@@ -53,16 +54,23 @@ function stageWidths(workers, stages) {
 
 function box(worker, x, y, width, height) {
   const isCopy = height < BOX;
+  const isNarrow = width < NARROW;
   const name = isCopy ? `copy ${worker.lead}` : `stage ${worker.stage + 1}`;
   const group = s(
     `g.ad-box.ad-is-${worker.state}`,
     {},
-    s("title", {}, `worker ${worker.rank} on ${worker.device}: ${worker.state}`),
+    s("title", {}, `${name}: worker ${worker.rank} on ${worker.device}, ${worker.state}`),
     s("rect", { x: x + 0.5, y: y + 0.5, width: width - 1, height: height - 1, rx: 6 }),
   );
-  const label = isCopy ? `${name} · ${worker.device}` : name;
-  group.append(text(x + width / 2, y + (isCopy ? height / 2 + 4 : height / 2 - 2), label));
-  if (!isCopy) group.append(text(x + width / 2, y + height / 2 + 12, worker.device, "ad-faint"));
+  const middle = [x + width / 2, y + height / 2];
+  if (isNarrow) {
+    group.append(text(middle[0], middle[1] + 4, isCopy ? `+${worker.lead}` : String(worker.stage + 1)));
+  } else if (isCopy) {
+    group.append(text(middle[0], middle[1] + 4, width < 90 ? name : `${name} · ${worker.device}`));
+  } else {
+    group.append(text(middle[0], middle[1] - 2, name));
+    group.append(text(middle[0], middle[1] + 12, worker.device, "ad-faint"));
+  }
   return group;
 }
 

@@ -1,7 +1,9 @@
 /**
  * The timeline of a run: a row per worker, a bar per evaluation, seconds to the right.
  *
- * The wheel zooms at the pointer, dragging moves, a double click shows all.
+ * The wheel zooms at the pointer, dragging moves, a double click shows all; so do the keys +, -, the
+ * arrows and Home. Bars that are too narrow to be told apart are drawn as one, so that what is drawn
+ * does not grow with the run.
  */
 
 import { h, s } from "./dom.js";
@@ -11,7 +13,8 @@ const LABEL = 62;
 const ROW = 24;
 const BAR = 16;
 const AXIS = 18;
-const MAX_ZOOM = 200;
+const MIN_SECONDS = 0.005; // what can be zoomed to
+const NARROW = 2; // pixels below which a bar is joined with its neighbours
 
 export class Timeline {
   #rows = [];
@@ -19,18 +22,27 @@ export class Timeline {
   #from = 0;
   #to = 1;
   #drag = null;
-  #svg = s("svg.ad-timeline", { tabindex: "0", role: "img", "aria-label": "timeline" });
+  #frame = null;
+  #svg = s("svg.ad-timeline", {
+    tabindex: "0",
+    role: "img",
+    "aria-label": "Timeline of the run",
+    "aria-keyshortcuts": "+ - ArrowLeft ArrowRight Home",
+  });
   #observer = new ResizeObserver(() => this.#draw());
 
   constructor() {
     this.element = h("div.ad-timeline-box", {}, this.#svg);
-    this.#svg.addEventListener("wheel", (event) => this.#zoom(event), { passive: false });
+    this.#svg.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+    this.#svg.addEventListener("keydown", (event) => this.#key(event));
     this.#svg.addEventListener("pointerdown", (event) => {
       this.#drag = { x: event.clientX, from: this.#from };
       this.#svg.setPointerCapture(event.pointerId);
     });
     this.#svg.addEventListener("pointermove", (event) => this.#move(event));
-    this.#svg.addEventListener("pointerup", () => (this.#drag = null));
+    for (const end of ["pointerup", "pointercancel"]) {
+      this.#svg.addEventListener(end, () => (this.#drag = null));
+    }
     this.#svg.addEventListener("dblclick", () => this.showAll());
     this.#observer.observe(this.element);
   }
@@ -40,19 +52,20 @@ export class Timeline {
    * @param {number} length in seconds
    */
   show(rows, length) {
+    if (rows === this.#rows) return;
     const showedAll = this.#from === 0 && this.#to === this.#length;
     this.#rows = rows;
     this.#length = Math.max(length, 1e-3);
     if (showedAll || this.#to > this.#length) [this.#from, this.#to] = [0, this.#length];
-    this.#draw();
+    this.#drawSoon();
   }
 
   showAll() {
-    [this.#from, this.#to] = [0, this.#length];
-    this.#draw();
+    this.#place(0, this.#length);
   }
 
   close() {
+    cancelAnimationFrame(this.#frame);
     this.#observer.disconnect();
   }
 
@@ -60,13 +73,34 @@ export class Timeline {
     return Math.max(160, this.element.clientWidth);
   }
 
-  #zoom(event) {
+  #wheel(event) {
     event.preventDefault();
-    const share = (event.offsetX - LABEL) / (this.#width - LABEL);
-    const at = this.#from + Math.min(1, Math.max(0, share)) * (this.#to - this.#from);
-    const wanted = (this.#to - this.#from) * Math.exp(event.deltaY * 0.0015);
-    const span = Math.min(this.#length, Math.max(this.#length / MAX_ZOOM, wanted));
-    this.#place(at - share * span, span);
+    const x = event.clientX - this.#svg.getBoundingClientRect().left;
+    const share = (x - LABEL) / (this.#width - LABEL);
+    this.#zoom(Math.exp(event.deltaY * 0.0015), Math.min(1, Math.max(0, share)));
+  }
+
+  #key(event) {
+    const step = 0.2 * (this.#to - this.#from);
+    const actions = {
+      "+": () => this.#zoom(1 / 1.5, 0.5),
+      "-": () => this.#zoom(1.5, 0.5),
+      ArrowLeft: () => this.#place(this.#from - step, 5 * step),
+      ArrowRight: () => this.#place(this.#from + step, 5 * step),
+      Home: () => this.showAll(),
+    };
+    const action = actions[event.key === "=" ? "+" : event.key];
+    if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation(); // the canvas has keys of its own
+    action();
+  }
+
+  /** Show `factor` times as many seconds; what is at `share` of the width stays there. */
+  #zoom(factor, share) {
+    const span = this.#to - this.#from;
+    const wanted = Math.min(this.#length, Math.max(Math.min(MIN_SECONDS, this.#length), span * factor));
+    this.#place(this.#from + share * (span - wanted), wanted);
   }
 
   #move(event) {
@@ -78,11 +112,18 @@ export class Timeline {
 
   #place(from, span) {
     this.#from = Math.min(Math.max(0, from), this.#length - span);
-    this.#to = this.#from + span;
-    this.#draw();
+    this.#to = span === this.#length ? span : this.#from + span;
+    this.#drawSoon();
+  }
+
+  /** However many events there are, the screen shows one picture at a time. */
+  #drawSoon() {
+    this.#frame ??= requestAnimationFrame(() => this.#draw());
   }
 
   #draw() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = null;
     const width = this.#width;
     const bottom = ROW * this.#rows.length;
     const scale = (width - LABEL) / (this.#to - this.#from);
@@ -94,8 +135,7 @@ export class Timeline {
     this.#rows.forEach((row, number) => {
       const y = number * ROW + (ROW - BAR) / 2;
       content.push(s("text", { x: 0, y: y + BAR - 4 }, row.label));
-      for (const span of row.spans) {
-        if (span.start > this.#to || span.start + span.wait + span.compute < this.#from) continue;
+      for (const span of joined(row.spans, this.#from, this.#to, NARROW / scale)) {
         bars.append(...bar(span, (time) => place(time) - LABEL, y));
       }
     });
@@ -137,17 +177,41 @@ export function tickInterval(length, most) {
   }
 }
 
+/**
+ * The spans that `from` to `to` shows, with their `end`; `spans` are in the order of their start.
+ * Neighbours of one mode that take less than `narrow` seconds together become one, of which `last` is
+ * the index of the last evaluation.
+ */
+export function* joined(spans, from, to, narrow) {
+  let group = null;
+  for (const span of spans) {
+    const end = span.start + span.wait + span.compute;
+    if (span.start > to) break;
+    if (end < from) continue;
+    if (group && group.mode === span.mode && end - group.start < narrow) {
+      const { wait, compute } = group;
+      Object.assign(group, { end, last: span.index, wait: wait + span.wait, compute: compute + span.compute });
+    } else {
+      if (group) yield group;
+      group = { ...span, end, last: span.index };
+    }
+  }
+  if (group) yield group;
+}
+
 function bar(span, place, y) {
   const [begin, ready] = [place(span.start), place(span.start + span.wait)];
-  const end = place(span.start + span.wait + span.compute);
+  const end = place(span.end);
   const elements = [];
   if (ready - begin >= 1) {
     elements.push(s("rect.ad-wait", { x: begin, y, width: ready - begin, height: BAR }));
   }
   const mode = span.mode === "async" ? "asynchronous" : "synchronous";
-  const words = `evaluation ${span.index + 1}, ${mode}: computed ${seconds(span.compute)}, waited ${seconds(span.wait)}`;
+  const which =
+    span.last > span.index ? `evaluations ${span.index + 1} to ${span.last + 1}` : `evaluation ${span.index + 1}`;
+  const words = `${which}, ${mode}: computed ${seconds(span.compute)}, waited ${seconds(span.wait)}`;
   // A pixel stays free, so that bars without a pause between them can be told apart.
-  const width = Math.max(0.5, end - ready - 1);
+  const width = Math.max(0.5, end - ready - (span.last > span.index ? 0 : 1));
   elements.push(
     s(`rect.ad-bar.ad-${span.mode}`, { x: ready, y, width, height: BAR, rx: 1.5 }, s("title", {}, words)),
   );

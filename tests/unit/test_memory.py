@@ -1,0 +1,74 @@
+"""What counts as memory of activations."""
+
+import sys
+
+import pytest
+import torch
+
+from asyncdiff_core.memory import ActivationMemory
+
+MIB = 1 << 20
+
+
+def some(mebibytes: int) -> torch.Tensor:
+    """A tensor of that size, of which every page was written."""
+    return torch.ones(mebibytes * MIB, dtype=torch.uint8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is Linux's to tell")
+def test_on_the_cpu_it_is_the_peak_without_the_weights() -> None:
+    memory = ActivationMemory(torch.device("cpu"))
+    with memory.except_for():
+        weights = some(96)
+    memory.begin_run()
+    del weights  # the process shrinks
+    weights = some(96)
+    some(64)  # and is freed at once
+    assert 60 * MIB < memory.bytes < 80 * MIB
+    memory.begin_run()
+    assert memory.bytes < 16 * MIB
+    with memory.except_for():
+        del weights
+    some(48)
+    assert 44 * MIB < memory.end_run() < 64 * MIB
+    other = some(64)
+    assert 44 * MIB < memory.bytes < 64 * MIB  # which was after the run
+    del other
+
+
+def test_on_a_gpu_it_is_the_peak_of_what_was_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda:0")
+    allocated = peak = 0
+
+    def allocate(number: int) -> None:
+        nonlocal allocated, peak
+        allocated += number
+        peak = max(peak, allocated)
+
+    def reset(on: torch.device) -> None:
+        nonlocal peak
+        peak = allocated
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda on: allocated)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda on: peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+
+    memory = ActivationMemory(device)
+    with memory.except_for():
+        allocate(1500)  # a copy of the weights in another type, for a while
+        allocate(-500)
+    assert memory.bytes == 0
+    memory.begin_run()
+    allocate(100)
+    allocate(30)
+    allocate(-30)
+    assert memory.bytes == 130
+    with memory.except_for():  # the weights are given back in the middle of the run
+        allocate(-1000)
+    with memory.except_for():
+        allocate(1000)
+    assert memory.bytes == 100
+    allocate(-100)
+    assert memory.end_run() == 100
+    allocate(7)
+    assert memory.bytes == 100
