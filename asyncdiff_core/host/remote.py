@@ -60,7 +60,7 @@ class RemoteModel:
         request: over which devices, and what is fixed of the plan.
 
     Raises:
-        LayoutError: the architecture has no layout.
+        LayoutError: the architecture cannot be spread.
         PlanError: the plan has more stages than the trunk has units.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from asyncdiff_core.host.layouts import LAYOUTS
+from asyncdiff_core.trunk import TrunkLayout
 from demo.comfy_server import REPO_ROOT
 
 from .processes import run
@@ -31,3 +32,12 @@ def test_stages_equal_the_plain_forward(comfyui_path: Path) -> None:
         assert set(row["held"]) == COMPARISONS, label
         failed = [name for name, value in row["held"].items() if value is not True]
         assert failed == [], f"{label}: {failed}"
+    # Without their layouts: what passes the check is right, and most of what is a pipeline passes.
+    guesses = {label: row["guess"] for label, row in report.items()}
+    assert "wrong" not in guesses.values()
+    passed = {label for label, guess in guesses.items() if guess == "passes"}
+    refused = [guess for guess in guesses.values() if guess != "passes"]
+    assert len(passed) >= 25
+    assert all("cannot be spread" in guess for guess in refused)
+    layouts = [LAYOUTS[report[label]["class"]] for label in passed]
+    assert [layout for layout in layouts if layout != TrunkLayout(layout.blocks)] == []
