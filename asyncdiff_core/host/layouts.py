@@ -134,7 +134,7 @@ REFUSED = {
 # Parts outside the trunk that ComfyUI's conditioning code runs in its own process, before sampling.
 HOST_PARTS = {
     "Anima": ("llm_adapter",),
-    # A few parts stand in one list or the other, by the version of LTX-2.
+    # Not every version of LTX-2 has all of them.
     "LTXAVModel": (
         "caption_projection",
         "audio_caption_projection",
@@ -166,7 +166,10 @@ def has_layout(diffusion_model: torch.nn.Module) -> bool:
 
 def host_parts_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:
     """Names of the submodules whose weights the ComfyUI process needs."""
-    return HOST_PARTS.get(type(diffusion_model).__name__, ())
+    parts = HOST_PARTS.get(type(diffusion_model).__name__, ())
+    return tuple(
+        part for part in parts if isinstance(getattr(diffusion_model, part, None), torch.nn.Module)
+    )
 
 
 def entry_of(diffusion_model: torch.nn.Module) -> str:

@@ -1,10 +1,11 @@
 """Run in a process of its own: small checkpoints of many families, in the stock format.
 
-    python stock_format.py COMFYUI FOLDER
+    python stock_format.py COMFYUI MODELS
 
-Writes FOLDER/stock-<name>.safetensors with the names, and where detection asks for them the widths,
-of the published files. The weights are those of architectures.py. Prints one JSON object: per name
-the class that has the file, and the inputs of one sampling (see test_stock_format.py).
+Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
+them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
+all linear layers. The weights are those of architectures.py. Prints one JSON object: per name the class
+that has the file, and the inputs of one sampling (see test_stock_format.py).
 
 Left out is what detection gives its full size whatever the file holds: Chroma, Qwen-Image,
 Lumina 2, Z-Image, AuraFlow, Cosmos, Anima, HiDream, OmniGen2, Mochi, ACE-Step, Stable Cascade.
@@ -167,16 +168,29 @@ def families() -> dict[str, dict[str, Any]]:
     }
 
 
-def main(comfyui: str, folder: str) -> None:
+def main(comfyui: str, models: str) -> None:
     sys.path.insert(0, comfyui)
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
     import torch
-    from architectures import Architecture
+    from architectures import Architecture, Draw
     from safetensors.torch import save_file
 
+    def lora(weights: dict[str, torch.Tensor], rank: int = 2) -> dict[str, torch.Tensor]:
+        """Low-rank changes under the names that every architecture knows."""
+        draw, changes = Draw(11), {}
+        for key, weight in weights.items():
+            if key.endswith(".weight") and weight.ndim == 2:
+                layer, (outputs, inputs) = "diffusion_model." + key[: -len(".weight")], weight.shape
+                changes[f"{layer}.lora_up.weight"] = 0.3 * draw(outputs, rank)
+                changes[f"{layer}.lora_down.weight"] = draw(rank, inputs) / inputs**0.5
+        return changes
+
+    folders = [Path(models) / kind for kind in ("diffusion_models", "loras")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, family in families().items():
         path, config = family.pop("path"), family.pop("config")
@@ -186,7 +200,9 @@ def main(comfyui: str, folder: str) -> None:
         metadata = {"format": "pt"}
         if "metadata" in family:
             metadata["config"] = json.dumps({"transformer": family.pop("metadata")})
-        save_file(weights, Path(folder) / f"stock-{name}.safetensors", metadata=metadata)
+        file = f"stock-{name}.safetensors"
+        save_file(weights, folders[0] / file, metadata=metadata)
+        save_file(lora(weights), folders[1] / file)
         written[name] = {"class": type(model).__name__, **family}
     print(json.dumps(written))
 
