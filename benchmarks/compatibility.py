@@ -142,7 +142,7 @@ def page(rows: list[tuple[str, ...]], features: Features, version: str) -> str:
         "two stages with the cut at every other place. *Async*: with a warm-up of one the stages",
         "give the bits that the algorithm's definition gives, for N = 2, 3 and 4.",
         "",
-        "*Load*, *LoRA* and *ControlNet* are tried on a live server with two workers: ComfyUI's own",
+        "*Load*, *LoRA* and *ControlNet* are tried on a live server with two workers: ComfyUI's",
         "loader and this pack's read a small file in the stock format, and with full warm-up the",
         "results have the same bits; so they have with a LoRA, and with ControlNets.",
         f"{UNTRIED}: not tried.",
