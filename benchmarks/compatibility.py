@@ -110,6 +110,8 @@ def architecture_rows(
 
     rows: list[tuple[str, ...]] = []
     for label, row in report.items():
+        if "missing" in row:
+            continue  # in this ComfyUI
         if "error" in row:
             rows.append((label, "", *[f"no: {row['error'].splitlines()[-1]}"] * 7))
             continue

@@ -126,6 +126,9 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         for architecture in ARCHITECTURES:
             if labels and architecture.label not in labels:
                 continue
+            if not architecture.is_known():
+                report[architecture.label] = {"class": architecture.class_name, "missing": True}
+                continue
             try:
                 report[architecture.label] = compare(architecture)
             except Exception:

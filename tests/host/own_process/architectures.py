@@ -48,11 +48,22 @@ class Architecture:
     inputs: Callable[[Draw], Inputs]
     timestep: float = 0.7
 
+    @property
+    def class_name(self) -> str:
+        return self.path.partition(":")[2]
+
+    def is_known(self) -> bool:
+        """Whether this ComfyUI has the class; an older one has not all of them."""
+        try:
+            module = importlib.import_module(f"comfy.ldm.{self.path.partition(':')[0]}")
+        except ModuleNotFoundError:
+            return False
+        return hasattr(module, self.class_name)
+
     def build(self) -> torch.nn.Module:
         """The model, with the same random weights every time."""
-        module, _, name = self.path.partition(":")
-        cls = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-        model = cls(
+        module = importlib.import_module(f"comfy.ldm.{self.path.partition(':')[0]}")
+        model = getattr(module, self.class_name)(
             **self.config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
         )
         draw = Draw(3)
