@@ -42,6 +42,7 @@ def write(server: ComfyServer) -> dict[str, Any]:
 def workflow(name: str, family: dict[str, Any], lora: float) -> Workflow:
     """The stock workflow, with a LoRA of that strength. Saves all parts of the latent in one."""
     text = {"width": family["text"], "pooled": family.get("pooled", 0)}
+    text["masked"] = family.get("masked", False)
     file = f"stock-{name}.safetensors"
     change = {"lora_name": file, "strength_model": lora}
     return {

@@ -18,13 +18,15 @@ class TestConditioning:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        kinds = ("width", "pooled", "seed")
-        return {"required": {kind: ("INT", {"min": 0, "max": 2**20}) for kind in kinds}}
+        numbers = {k: ("INT", {"min": 0, "max": 2**20}) for k in ("width", "pooled", "seed")}
+        return {"required": {**numbers, "masked": ("BOOLEAN", {})}}
 
-    def make(self, width: int, pooled: int, seed: int) -> tuple[Any]:
+    def make(self, width: int, pooled: int, seed: int, masked: bool) -> tuple[Any]:
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, 7, width, generator=generator)
         more = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+        if masked:
+            more["attention_mask"] = torch.ones(1, 7)
         return ([[context, more]],)
 
 
