@@ -23,7 +23,8 @@ def families() -> dict[str, dict[str, Any]]:
     """Per name: label, path and config as in architectures.py; and what a sampler needs.
 
     `latent` are the shapes of its parts, `text` the width of the context, `pooled` that of the
-    pooled output, or 0 for none; `masked` adds an attention mask. `metadata` is what the file says of its own configuration.
+    pooled output, or 0 for none; `masked` adds an attention mask. `metadata` is what the
+    file says of its own configuration.
     """
     from architectures import FLUX, HUNYUAN, LTX, LTX_AV, UNET, WAN
 
