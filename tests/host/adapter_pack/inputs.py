@@ -26,7 +26,7 @@ class TestConditioning:
         context = torch.randn(1, 7, width, generator=generator)
         more = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
         if masked:
-            more["attention_mask"] = torch.ones(1, 7)
+            more["attention_mask"] = torch.ones(1, 7, dtype=torch.int64)
         return ([[context, more]],)
 
 

@@ -4,7 +4,7 @@
 
 Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
 them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
-all linear layers. The weights are those of architectures.py. Prints one JSON object: per name the
+almost all linear layers. The weights are those of architectures.py. Prints one JSON object: per name the
 class that has the file, and the inputs of one sampling (see test_stock_format.py).
 
 Left out is what detection gives its full size whatever the file holds: Chroma, Qwen-Image,
@@ -17,6 +17,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+# Layers that ComfyUI's own process runs, where a LoRA of them is refused: those of LTX-2.
+IN_THE_HOST = ("caption_projection", "embeddings_connector")
 
 
 def families() -> dict[str, dict[str, Any]]:
@@ -184,6 +187,8 @@ def main(comfyui: str, models: str) -> None:
         """Low-rank changes under the names that every architecture knows."""
         draw, changes = Draw(11), {}
         for key, weight in weights.items():
+            if any(part in key for part in IN_THE_HOST):
+                continue
             if key.endswith(".weight") and weight.ndim == 2:
                 layer, (outputs, inputs) = "diffusion_model." + key[: -len(".weight")], weight.shape
                 changes[f"{layer}.lora_up.weight"] = 0.3 * draw(outputs, rank)
