@@ -4,8 +4,8 @@
 
 Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
 them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
-almost all linear layers. The weights are those of architectures.py. Prints one JSON object: per name the
-class that has the file, and the inputs of one sampling (see test_stock_format.py).
+almost all linear layers. The weights are those of architectures.py. Prints one JSON object: per
+name the class that has the file, and the inputs of one sampling (see test_stock_format.py).
 
 Left out is what detection gives its full size whatever the file holds: Chroma, Qwen-Image,
 Lumina 2, Z-Image, AuraFlow, Cosmos, Anima, HiDream, OmniGen2, Mochi, ACE-Step, Stable Cascade.
