@@ -126,12 +126,16 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         for architecture in ARCHITECTURES:
             if labels and architecture.label not in labels:
                 continue
+            missing = {"class": architecture.class_name, "missing": True}
             if not architecture.is_known():
-                report[architecture.label] = {"class": architecture.class_name, "missing": True}
+                report[architecture.label] = missing
                 continue
             try:
                 report[architecture.label] = compare(architecture)
-            except Exception:
+            except Exception as error:
+                if "unexpected keyword argument" in str(error):  # a newer version's option
+                    report[architecture.label] = missing
+                    continue
                 report[architecture.label] = {"error": traceback.format_exc()}
     print(json.dumps(report))
 
