@@ -71,26 +71,24 @@ class Exchange:
         self._selector.close()
 
     def post(self, requests: Iterable[tuple[WorkerProcess, Any]]) -> int:
-        """Send a request to each of several workers; the ticket under which they will answer."""
-        with self.lock, self.breaks():
-            ticket = self._next_ticket()
-            now = time.monotonic()
-            for process, request in requests:
-                process.asked(now)
-                process.send(request, self._timeout, ticket)
-        return ticket
+        """Send a request to each of several workers; the ticket under which they will answer.
 
-    def post_to_all(self, processes: Iterable[WorkerProcess], request: Any) -> tuple[int, int]:
-        """Send the same request to several workers, encoded once; its ticket and its bytes."""
+        What cannot be sent raises before anything is sent. A request that goes to several workers
+        is encoded once.
+        """
         with self.lock:
             ticket = self._next_ticket()
-            frame = encode_frame(to_wire(request, ticket))
+            frames: dict[int, Sequence[memoryview]] = {}
+            requests = list(requests)
+            for _, request in requests:
+                if id(request) not in frames:
+                    frames[id(request)] = encode_frame(to_wire(request, ticket))
             with self.breaks():
                 now = time.monotonic()
-                for process in processes:
+                for process, request in requests:
                     process.asked(now)
-                    process.send_frame(frame, self._timeout)
-        return ticket, sum(len(part) for part in frame)
+                    process.send_frame(frames[id(request)], self._timeout)
+        return ticket
 
     def collect(
         self, ticket: int, processes: Sequence[WorkerProcess], patience: float, poll: bool = True

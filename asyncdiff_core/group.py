@@ -27,6 +27,7 @@ from .partition import Range, links, partition
 from .plan import ParallelPlan, Placement
 from .process import Launch, WorkerProcess
 from .report import RunReport, Span, WorkerReport
+from .residuals import Residuals
 from .schedule import AsyncSchedule, Round
 from .settings import timeout_seconds
 from .transport import choose_backend
@@ -51,6 +52,7 @@ class ModelSource:
         units: names of the trunk's units, in execution order.
         skips: pairs (source, consumer) of units.
         files: what the weights are read from.
+        residuals: where control residuals land; None: all of them go to every worker.
     """
 
     name: str
@@ -59,6 +61,7 @@ class ModelSource:
     units: tuple[str, ...]
     skips: tuple[tuple[int, int], ...] = ()
     files: tuple[str, ...] = ()
+    residuals: Residuals | None = None
 
 
 @dataclass
@@ -107,7 +110,6 @@ class WorkerGroup(Evaluator):
         self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
         self.report: RunReport | None = None  # of the run that is going on
         self.cold = True  # no evaluation has been done yet
-        self.bytes_sent = 0  # by the last evaluation, to each worker
         self._timeout = timeout or timeout_seconds()
         self._backend = choose_backend(plan.devices, os.environ.get("ASYNCDIFF_BACKEND", "auto"))
         if folder is not None:
@@ -264,9 +266,13 @@ class WorkerGroup(Evaluator):
         self._request([messages.Patch(payload(*m.units)) for m in self.members])
         self._patches_uuid = uuid
 
-    def attach(self, key: str, payload: Any) -> None:
-        """Have every worker keep what the inputs of this run's evaluations refer to as `key`."""
-        self._request([messages.Attach(key, payload)] * len(self.members))
+    def attach(self, key: str, payload: Callable[[int, int], Any]) -> None:
+        """Have every worker keep what the inputs of this run's evaluations refer to as `key`.
+
+        Args:
+            payload: gives it for the units [start, stop).
+        """
+        self._request([messages.Attach(key, payload(*m.units)) for m in self.members])
 
     def unload(self) -> bool:
         """Have all workers give the memory of their weights back; whether they held any.
@@ -402,7 +408,7 @@ class WorkerGroup(Evaluator):
         encoder = self._encoders.setdefault(round_.lane, InputEncoder())
         inputs = call.args, call.kwargs
         variants = [difference(inputs, call.inputs(sigma)) for sigma in round_.sigmas]
-        message = messages.Evaluate(
+        everything = messages.Evaluate(
             lane=round_.lane,
             index=round_.index,
             evaluation=round_.evaluation,
@@ -412,8 +418,9 @@ class WorkerGroup(Evaluator):
         )
         members = [m for m in self.members if m.placement.replica == call.replica]
         # The last stage first: its answer is what the sampler waits for.
-        ticket, self.bytes_sent = self._exchange.post_to_all(
-            [member.process for member in reversed(members)], message
+        ticket = self._exchange.post(
+            (member.process, self._for_stage(everything, member.units))
+            for member in reversed(members)
         )
         yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
         yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
@@ -421,6 +428,14 @@ class WorkerGroup(Evaluator):
             functools.partial(self._output, member, ticket, round_, number, start)
             for number, member in enumerate(yielding)
         ]
+
+    def _for_stage(self, message: messages.Evaluate, units: Range) -> messages.Evaluate:
+        """The message without the control residuals that these units do not need."""
+        if self.source.residuals is None:
+            return message
+        inputs = self.source.residuals.for_stage(message.inputs, units)
+        is_cut = inputs is not message.inputs
+        return dataclasses.replace(message, inputs=inputs) if is_cut else message
 
     def _output(self, member: Member, ticket: int, round_: Round, number: int, start: float) -> Any:
         """Wait for the output of the `number`-th evaluation of a round."""

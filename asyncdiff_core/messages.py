@@ -76,7 +76,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class Attach:
-    """What the inputs of evaluations of this run may refer to as `key`: patches that are code."""
+    """What the inputs of evaluations of this run may refer to as `key`.
+
+    That is patches that are code, or the owned units' weight patches of a LoRA on a conditioning.
+    """
 
     key: str
     payload: Any

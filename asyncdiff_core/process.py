@@ -125,6 +125,7 @@ class WorkerProcess:
         self.num_units_run = -1
         self.doing: Activity | None = None  # None: not known
         self.ready: Ready | None = None
+        self.bytes_sent = 0  # by `send_frame`, since the start
 
     def __str__(self) -> str:
         return f"{self.name} on {self.device}"
@@ -142,6 +143,7 @@ class WorkerProcess:
         """Send a message that is encoded already."""
         with _named(self):
             self.channel.send_frame(frame, timeout)
+        self.bytes_sent += sum(len(part) for part in frame)
 
     def receive(self, timeout: float) -> tuple[Any, int]:
         """The next message, which must have begun to arrive, and its ticket."""

@@ -12,7 +12,8 @@ on this model instance:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -129,6 +130,7 @@ class StagedModel:
         self._entry = getattr(model, entry)
         self._name = type(model).__name__
         self._run: _Run | None = None
+        self._instead: tuple[Any, bool] | None = None
         self._scratch: dict[tuple[TensorMeta, torch.device], torch.Tensor] = {}
         self._device = torch.device("cpu")
         self.num_units_run = 0  # progress, for whoever watches from another thread
@@ -185,11 +187,27 @@ class StagedModel:
             )
         return result, run.executed or []
 
+    @contextlib.contextmanager
+    def instead(self, output: Any, *, counts: bool = True) -> Iterator[None]:
+        """Within this context a unit gives `output` in place of what it would compute.
+
+        Args:
+            counts: such a call is the call of that unit that is due in this forward, so a unit
+                before the stage gives what is stored all the same. Otherwise it changes nothing.
+        """
+        self._instead = output, counts
+        try:
+            yield
+        finally:
+            self._instead = None
+
     def _replacement(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def unit_forward(*args: Any, **kwargs: Any) -> Any:
             run = self._run
             if run is None:
                 return forward(*args, **kwargs)
+            if self._instead is not None and not self._instead[1]:
+                return self._instead[0]
             if index != run.next_unit:
                 units = self.trunk.units
                 due = units[run.next_unit].name if run.next_unit < len(units) else "none"
@@ -201,7 +219,7 @@ class StagedModel:
             run.next_unit += 1
             if index < run.start:
                 return run.stored[index] if index in run.stored else self._placeholder(run, index)
-            output = forward(*args, **kwargs)
+            output = self._instead[0] if self._instead else forward(*args, **kwargs)
             self.num_units_run += 1
             if run.executed is not None:
                 run.executed.append(OutputMeta.of(output))

@@ -18,6 +18,22 @@ from .partition import Range
 
 
 @dataclass(frozen=True)
+class ControlLayout:
+    """Which residuals of a ControlNet an architecture adds where.
+
+    Attributes:
+        after: pairs (key of the control dict, block list); residual i is added to the output of
+            block i of the list.
+        before: the same; residual i is added to the skip that block i of the list reads.
+        from_end: the model takes the residuals from the end of their list.
+    """
+
+    after: tuple[tuple[str, str], ...]
+    before: tuple[tuple[str, str], ...] = ()
+    from_end: bool = False
+
+
+@dataclass(frozen=True)
 class TrunkLayout:
     """Which attributes of an architecture form its trunk.
 
@@ -37,6 +53,7 @@ class TrunkLayout:
             every block of the second.
         beside: (list, side list, attribute): a second stream of blocks beside the first. The
             attribute maps the index of a block to that of the side block that runs after it.
+        control: where control residuals are added; None where that is not known.
     """
 
     blocks: tuple[str, ...]
@@ -45,6 +62,7 @@ class TrunkLayout:
     joins: tuple[tuple[str, str], ...] = ()
     shared: tuple[tuple[str, str], ...] = ()
     beside: tuple[str, str, str] | None = None
+    control: ControlLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +75,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Trunk:
-    """The units of one model in execution order, and its skips as (source, consumer) units."""
+    """The units of one model in execution order, and what its layout says about them.
+
+    Attributes:
+        skips: as (source, consumer) units.
+        spans: block list -> (first, last) unit of each of its blocks.
+    """
 
     units: tuple[Unit, ...]
     skips: tuple[tuple[int, int], ...]
+    layout: TrunkLayout
+    spans: dict[str, list[Range]]
 
     @classmethod
     def of(cls, model: torch.nn.Module, layout: TrunkLayout) -> Trunk:
@@ -70,7 +95,7 @@ class Trunk:
             LayoutError: if an attribute of the layout is missing.
         """
         units: list[Unit] = []
-        spans: dict[str, list[Range]] = {}  # block list -> (first, last) unit of each block
+        spans: dict[str, list[Range]] = {}
 
         def add(attribute: str, name: str, block: torch.nn.Module) -> None:
             first = len(units)
@@ -92,7 +117,7 @@ class Trunk:
                 add(attribute, name, block)
                 if index in beside:
                     add(side, *beside[index])
-        return cls(tuple(units), tuple(_paths(layout, spans)))
+        return cls(tuple(units), tuple(_paths(layout, spans)), layout, spans)
 
 
 def _paths(layout: TrunkLayout, spans: dict[str, list[Range]]) -> Iterator[tuple[int, int]]:

@@ -22,6 +22,7 @@ STAGES = (2, 3, 4)
 KINDS = {
     "sd15": ("SD 1.5", "SD 1.x, SD 2.x"),
     "sd3": ("SD3", "SD3, SD3.5"),
+    "flux": ("Flux.1", "Flux.1, LongCat Image"),
     "wan": ("Wan 2.1", "Wan 2.1, 2.2: text to video"),
 }
 UNTRIED = "-"

@@ -63,6 +63,12 @@ def main() -> None:
     sigmas = torch.linspace(14, 0.1, options.evaluations + 60)
     uuids = [uuid.uuid4(), uuid.uuid4()]
     seconds, sent = [], []
+
+    def bytes_sent() -> int:
+        """To the first worker, since it was started."""
+        group = POOL.peek(remote.key)
+        return group.members[0].process.bytes_sent if group else 0
+
     with torch.inference_mode():
         remote.begin_run(AsyncSchedule(warm_up=1), "none", {})
         for i in range(options.evaluations + 20):
@@ -76,12 +82,11 @@ def main() -> None:
                 "sample_sigmas": sigmas[i - i % 30 : i - i % 30 + 31],
             }
             again = context.clone()  # a sampler makes its conditioning anew in every step
+            before = bytes_sent()
             start = time.perf_counter()
             model(x, t, context=again, transformer_options=transformer_options)
             end = time.perf_counter()
-            group = POOL.peek(remote.key)
-            assert group is not None
-            sent.append(group.bytes_sent)
+            sent.append(bytes_sent() - before)
             if i >= 20:  # warm-up runs are not counted
                 seconds.append(end - start)
         remote.end_run()
@@ -91,7 +96,8 @@ def main() -> None:
         f"{options.workers} workers, latent 2x4x64x64, {len(seconds)} evaluations: "
         f"median {statistics.median(seconds) * 1e3:.2f} ms, "
         f"p10 {deciles[0] * 1e3:.2f} ms, p90 {deciles[-1] * 1e3:.2f} ms\n"
-        f"sent to each worker: {sent[0]} bytes by the first evaluation, {sent[-1]} by the others "
+        f"sent to the first worker: {sent[0]} bytes by the first evaluation, with what "
+        f"prepares it; {sent[-1]} by the others "
         f"(latent {x.nbytes}, conditioning {context.nbytes})"
     )
 

@@ -1,4 +1,5 @@
-"""What crosses the links in one evaluation, in bytes, for models of their real size.
+"""What crosses the links in one evaluation, in bytes, for models of their real size; and what a
+ControlNet adds to the messages of the host.
 
     python3 dev.py python -m benchmarks.traffic [--stages 2] [--batch 2]
 
@@ -86,15 +87,16 @@ def main() -> None:
     options = parser.parse_args()
     sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu", "--use-pytorch-cross-attention"]
-    print("| model | N | link | units | MB per evaluation |\n|---|---|---|---|---|")
+    print("| model | N | from, to | what | MB per evaluation |\n|---|---|---|---|---|")
     for subject in SUBJECTS:
-        for source, target, units, nbytes in traffic(subject, options.stages, options.batch):
-            row = [subject.label, options.stages, f"{source} -> {target}", units, f"{nbytes:.1f}"]
+        for way, what, megabytes in traffic(subject, options.stages, options.batch):
+            row = [subject.label, options.stages, way, what, f"{megabytes:.1f}"]
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
-def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[int, int, str, float]]:
-    """(source stage, target stage, names of the units, megabytes) of each link, in fp16."""
+def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, str, float]]:
+    """(from and to which stage, what, megabytes) of each link, in fp16; for a UNet also of the
+    residuals of a ControlNet, one for the middle and one for each skip."""
     import importlib
 
     import comfy.options
@@ -104,8 +106,9 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[int, in
     import torch
 
     from asyncdiff_core.costs import measure_costs
-    from asyncdiff_core.host.layouts import entry_of, layout_of
+    from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
     from asyncdiff_core.partition import links, partition
+    from asyncdiff_core.residuals import Residuals
     from asyncdiff_core.stage import StagedModel
     from asyncdiff_core.trunk import Trunk
 
@@ -138,7 +141,20 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[int, in
     for link in links(ranges, trunk.skips):
         nbytes = sum(meta.nbytes for unit in link.units for meta in metas[unit].tensors)
         names = ", ".join(trunk.units[unit].name for unit in link.units)
-        rows.append((link.source, link.target, names, nbytes / 1e6))
+        rows.append((f"{link.source} -> {link.target}", names, nbytes / 1e6))
+    residuals = Residuals.of(trunk, position_of(whole, "control"))
+    if residuals is None or not trunk.skips:
+        return rows
+
+    def outputs(blocks: str) -> list[torch.Tensor]:
+        tensors = (metas[last].tensors[0] for _, last in trunk.spans[blocks])
+        return [torch.empty(tensor.shape, **half) for tensor in tensors]
+
+    control = {"middle": outputs("middle_block"), "output": outputs("input_blocks")}
+    for label, units in (("all", (0, len(trunk.units))), *enumerate(ranges)):
+        _, kept = residuals.for_stage(((), {"control": control}), units)
+        sizes = (r.nbytes for entries in kept["control"].values() for r in entries if r is not None)
+        rows.append((f"host -> {label}", "control residuals", sum(sizes) / 1e6))
     return rows
 
 

@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters, parameter_bytes
+from asyncdiff_core.trunk import (
+    ControlLayout,
+    Trunk,
+    TrunkLayout,
+    drop_parameters,
+    parameter_bytes,
+)
 
 
 class Block(nn.Module):
@@ -78,7 +84,14 @@ class SkipNet(nn.Module):
     """A UNet whose units are the layers inside its blocks."""
 
     layout = TrunkLayout(
-        blocks=("inputs", "middle", "outputs"), layers=True, skips=(("inputs", "outputs"),)
+        blocks=("inputs", "middle", "outputs"),
+        layers=True,
+        skips=(("inputs", "outputs"),),
+        control=ControlLayout(
+            after=(("input", "inputs"), ("middle", "middle")),
+            before=(("output", "outputs"),),
+            from_end=True,
+        ),
     )
 
     def __init__(self, width: int = 8) -> None:
@@ -92,18 +105,25 @@ class SkipNet(nn.Module):
         self.head = nn.Conv2d(w, 4, 1)
 
     def forward(self, x: Any, t: Any, context: Any = None, control: Any = None) -> torch.Tensor:
+        residuals = {key: list(entries) for key, entries in (control or {}).items()}
+
+        def controlled(h: torch.Tensor, key: str) -> torch.Tensor:
+            residual = residuals[key].pop() if residuals.get(key) else None
+            if residual is not None:
+                h += residual
+            return h
+
         h = x + t.view(-1, 1, 1, 1)
         skips = []
         for block in self.inputs:
             for layer in block:
                 h = layer(h)
-            if control is not None:
-                h += control
-            skips.append(h)
+            skips.append(controlled(h, "input"))
         for layer in self.middle:
             h = layer(h)
+        h = controlled(h, "middle")
         for block in self.outputs:
-            h = torch.cat([h, skips.pop()], dim=1)
+            h = torch.cat([h, controlled(skips.pop(), "output")], dim=1)
             for layer in block:
                 h = layer(h)
         return self.head(h)
@@ -129,10 +149,14 @@ def make_inputs(name: str, step: int, batch: int = 2) -> tuple[tuple[Any, ...], 
     t = torch.full((batch,), 1.0 - step / 50)
     if name == "chain":
         x = torch.randn(batch, 5, 4, generator=generator)
-        control = [torch.full((1, 1, 16), 0.01 * i) for i in range(6)]
+        control: Any = [torch.full((1, 1, 16), 0.01 * i) for i in range(6)]
     else:
         x = torch.randn(batch, 4, 16, 16, generator=generator)
-        control = torch.tensor(0.02)
+        sizes = {"input": 4, "middle": 1, "output": 4}
+        control = {
+            key: [0.1 * torch.randn(1, 8, 1, 1, generator=generator) for _ in range(size)]
+            for key, size in sizes.items()
+        }
     context = torch.randn(batch, 3, 16, generator=torch.Generator().manual_seed(5))
     return (x, t), {"context": context, "control": control}
 

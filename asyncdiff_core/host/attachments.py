@@ -1,35 +1,28 @@
 """Patches of a model that are code, on their way to the workers.
 
 ComfyUI keeps them in `transformer_options`: functions and objects that a model calls in its blocks
-(FreeU, IP-Adapter, attention replacements). Each distinct set of them crosses once per run, as a
-pickle made by cloudpickle with the tensors outside of it; evaluations refer to it by a key. Code of
-modules that a worker cannot import crosses by value. Tensors go to the worker's device when the set
+(FreeU, IP-Adapter, attention replacements). Each distinct set of them crosses once per run, see
+pickling.py; evaluations refer to it by a key. Tensors go to the worker's device when the set
 arrives.
 """
 
 from __future__ import annotations
 
 import dis
-import io
-import os
-import pickle
 import random
-import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import cloudpickle
-import folder_paths
 import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedPatchError
 from ..inputs import is_sendable
-
-COMFYUI_ROOT = Path(folder_paths.__file__).resolve().parent
+from . import pickling
+from .hooks import HOOKS_MARK
+from .pickling import Payload
+from .states import State
 
 # Marks, in transformer_options, what was attached.
 _MARK = "asyncdiff_attached"
@@ -41,8 +34,6 @@ _HOST_ONLY = (
     *("wrappers", "callbacks", "easycache", "context_window"),
     *("prefetch_dynamic_vbars", "multigpu_thread_pool"),
 )
-
-Payload = tuple[bytes, list[torch.Tensor]]
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,20 +73,30 @@ class Attachments:
     """The sets of patches of one run, each with the key that evaluations refer to it by."""
 
     def __init__(self) -> None:
-        self._sets: list[Payload] = []
+        self._known: list[tuple[State, str]] = []
+        self._payloads: list[Payload] = []
 
     def key_of(self, code: Mapping[str, Any]) -> tuple[str, Payload]:
         """The key of `code`, and what workers need to know for it.
 
+        A set that is what it was is found without being pickled. One that changed is pickled, and
+        is another set unless its pickle is that of a known one.
+
         Raises:
             UnsupportedPatchError: it cannot cross the process border; it is named.
         """
+        state = State(code)
+        for known, key in self._known:
+            if state.equals(known):
+                return key, self._payloads[int(key)]
         payload = pack(code)
-        for number, known in enumerate(self._sets):
-            if known[0] == payload[0] and _same_tensors(known[1], payload[1]):
-                return str(number), known
-        self._sets.append(payload)
-        return str(len(self._sets) - 1), payload
+        numbers = (n for n, known in enumerate(self._payloads) if _same_payload(known, payload))
+        number = next(numbers, len(self._payloads))
+        if number == len(self._payloads):
+            self._payloads.append(payload)
+        if state.is_complete:
+            self._known.append((state, str(number)))
+        return str(number), self._payloads[number]
 
 
 def mark(options: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -103,19 +104,27 @@ def mark(options: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**options, _MARK: key}
 
 
-def expand(tree: Any, attached: Mapping[str, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
-    """The arguments `tree` with the attached patches in place of their mark; and these patches."""
+def expand(
+    tree: Any, attached: Mapping[str, dict[str, Any]]
+) -> tuple[Any, dict[str, Any], tuple[str, Any] | None]:
+    """The arguments `tree` with the attached patches in place of their mark; these patches; and the
+    mark of the hooks, see hooks.py, if there is one."""
     found: dict[str, Any] = {}
+    hooks: list[tuple[str, Any]] = []
 
     def put_in(value: Any) -> Any:
-        if not isinstance(value, dict) or _MARK not in value:
+        if not isinstance(value, dict) or not (_MARK in value or HOOKS_MARK in value):
             return value
         value = dict(value)
-        found.update(attached[value.pop(_MARK)])
+        if HOOKS_MARK in value:
+            hooks.append(value.pop(HOOKS_MARK))
+        if _MARK in value:
+            found.update(attached[value.pop(_MARK)])
         return {**value, **_new_containers(found)}
 
     args, kwargs = tree
-    return (tuple(map(put_in, args)), {k: put_in(v) for k, v in kwargs.items()}), found
+    expanded = tuple(map(put_in, args)), {k: put_in(v) for k, v in kwargs.items()}
+    return expanded, found, hooks[0] if hooks else None
 
 
 def _new_containers(tree: Any) -> Any:
@@ -125,72 +134,15 @@ def _new_containers(tree: Any) -> Any:
     return list(tree) if isinstance(tree, list) else tree
 
 
-def _same_tensors(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
-    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+def _same_payload(some: Payload, other: Payload) -> bool:
+    tensors = zip(some[1], other[1], strict=False)
+    return some[0] == other[0] and all(_is_same_tensor(a, b) for a, b in tensors)
 
 
-# Pickling ------------------------------------------------------------------------------------
-
-
-class _Pickler(cloudpickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5)
-        self.tensors: list[torch.Tensor] = []
-        self.by_value: list[types.ModuleType] = []
-        self._seen: set[str] = set()
-
-    def persistent_id(self, obj: Any) -> Any:
-        if type(obj) in (torch.Tensor, torch.nn.Parameter):
-            self.tensors.append(obj)
-            return "tensor", len(self.tensors) - 1
-        if isinstance(obj, torch.device) and obj.type != "cpu":
-            return "device", None  # each worker has its own
-        return None
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, types.FunctionType | types.ModuleType | type):
-            name = obj.__name__ if isinstance(obj, types.ModuleType) else obj.__module__
-            module = sys.modules.get(name)
-            if module is not None and name not in self._seen:
-                self._seen.add(name)
-                if not _is_importable(module):
-                    cloudpickle.register_pickle_by_value(module)
-                    self.by_value.append(module)
-        if isinstance(obj, types.CellType):
-            content = () if _is_empty(obj) else (obj.cell_contents,)
-            return types.CellType, (), content, None, None, _fill
-        reduced = super().reducer_override(obj)
-        if isinstance(obj, types.FunctionType) and isinstance(reduced, tuple):
-            # cloudpickle gives every function variables of its own, but what one function of a
-            # patch leaves in a variable is for another one of it (HyperTile, ToMe).
-            make, arguments, (attributes, slots), *rest = reduced
-            slots = {**slots, "__closure__": None}
-            return make, (*arguments[:-1], obj.__closure__), (attributes, slots), *rest
-        return reduced
-
-
-def _is_empty(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises for an empty one
-    except ValueError:
-        return True
-    return False
-
-
-def _fill(cell: types.CellType, content: tuple[Any, ...]) -> None:
-    if content:
-        cell.cell_contents = content[0]
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, tensors: Sequence[Any], device: torch.device) -> None:
-        super().__init__(file)
-        self._tensors = tensors
-        self._device = device
-
-    def persistent_load(self, pid: tuple[str, Any]) -> Any:
-        kind, number = pid
-        return self._device if kind == "device" else self._tensors[number]
+def _is_same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether both show the same memory in the same way."""
+    looks = ((t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (a, b))
+    return next(looks) == next(looks)
 
 
 def pack(code: Mapping[str, Any]) -> Payload:
@@ -207,27 +159,21 @@ def pack(code: Mapping[str, Any]) -> Payload:
                 "which cannot be taken to worker processes. Remove the node that adds it, or use "
                 "ComfyUI's own loader for this MODEL."
             )
-    file = io.BytesIO()
-    pickler = _Pickler(file)
     try:
-        pickler.dump(dict(code))
+        return pickling.pack(dict(code))
     except Exception as error:
         raise UnsupportedPatchError(
             f"This MODEL has patches that cannot be sent to worker processes ({error}): "
             f"{'; '.join(names_of(code))}. Remove the node that adds them, or use ComfyUI's own "
             "loader for this MODEL."
         ) from error
-    finally:
-        for module in pickler.by_value:
-            cloudpickle.unregister_pickle_by_value(module)
-    return file.getvalue(), pickler.tensors
 
 
 def unpack(payload: tuple[bytes, Sequence[torch.Tensor]], device: torch.device) -> dict[str, Any]:
     """What `pack` packed, in a worker, on its device."""
     data, tensors = payload
     on_device = [tensor.to(device) for tensor in tensors]
-    code: dict[str, Any] = _Unpickler(io.BytesIO(data), on_device, device).load()
+    code: dict[str, Any] = pickling.unpack((data, on_device), device)
 
     def to_device(tree: Any) -> Any:  # as ModelPatcher.model_patches_to
         if isinstance(tree, dict):
@@ -238,31 +184,6 @@ def unpack(payload: tuple[bytes, Sequence[torch.Tensor]], device: torch.device) 
         return tree.to(device) if can_move else tree
 
     return {key: to_device(value) for key, value in code.items()}
-
-
-def _is_importable(module: types.ModuleType) -> bool:
-    """Whether a worker finds this module under its name: ComfyUI's, and installed ones."""
-    file = getattr(module, "__file__", None)
-    if file is None:
-        return module.__name__ in sys.builtin_module_names or hasattr(module, "__path__")
-    path = Path(file).resolve()
-    for root in _worker_roots():
-        if path.is_relative_to(root):
-            parts = list(path.relative_to(root).parts)
-            parts[-1] = parts[-1].partition(".")[0]
-            if parts[-1] == "__init__":
-                parts.pop()
-            if parts == module.__name__.split("."):
-                return True
-    return False
-
-
-def _worker_roots() -> list[Path]:
-    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    installed = {sysconfig.get_path(kind) for kind in kinds}
-    installed |= {str(Path(path) / "lib-dynload") for path in tuple(installed)}
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return [COMFYUI_ROOT, *(Path(path).resolve() for path in (*installed, *given) if path)]
 
 
 # What cannot work in another process -----------------------------------------------------------

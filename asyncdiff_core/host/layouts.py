@@ -7,15 +7,25 @@ layout is cut by a guess, which a worker checks before anything is computed (dat
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from ..errors import LayoutError
-from ..trunk import TrunkLayout, guess_layout
+from ..trunk import ControlLayout, TrunkLayout, guess_layout
 
 _BLOCKS = TrunkLayout(blocks=("blocks",))
 _LAYERS = TrunkLayout(blocks=("layers",))
 _TRANSFORMER_BLOCKS = TrunkLayout(blocks=("transformer_blocks",))
-_DOUBLE_AND_SINGLE = TrunkLayout(blocks=("double_blocks", "single_blocks"))
+_CONTROLLED_BLOCKS = TrunkLayout(
+    blocks=("transformer_blocks",), control=ControlLayout(after=(("input", "transformer_blocks"),))
+)
+_DOUBLE_AND_SINGLE_CONTROL = ControlLayout(
+    after=(("input", "double_blocks"), ("output", "single_blocks"))
+)
+_DOUBLE_AND_SINGLE = TrunkLayout(
+    blocks=("double_blocks", "single_blocks"), control=_DOUBLE_AND_SINGLE_CONTROL
+)
 # The text is refined first, then the noise, and both enter the layers.
 _REFINED = TrunkLayout(
     blocks=("context_refiner", "noise_refiner", "layers"), joins=(("context_refiner", "layers"),)
@@ -31,20 +41,28 @@ LAYOUTS = {
         blocks=("input_blocks", "middle_block", "output_blocks"),
         layers=True,
         skips=(("input_blocks", "output_blocks"),),
+        control=ControlLayout(
+            after=(("input", "input_blocks"), ("middle", "middle_block")),
+            before=(("output", "output_blocks"),),
+            from_end=True,
+        ),
     ),
     # Stable Cascade, stage C. (The blocks of stage B are called several times.)
     "StageC": TrunkLayout(
         blocks=("down_blocks", "up_blocks"), layers=True, skips=(("down_blocks", "up_blocks"),)
     ),
     # SD3, SD3.5
-    "OpenAISignatureMMDITWrapper": TrunkLayout(blocks=("joint_blocks",)),
+    "OpenAISignatureMMDITWrapper": TrunkLayout(
+        blocks=("joint_blocks",), control=ControlLayout(after=(("output", "joint_blocks"),))
+    ),
     # Flux.1, Flux.2, LongCat Image
     "Flux": _DOUBLE_AND_SINGLE,
     "Chroma": _DOUBLE_AND_SINGLE,
     "ChromaRadiance": _DOUBLE_AND_SINGLE,
-    "Hunyuan3Dv2": _DOUBLE_AND_SINGLE,
+    "Hunyuan3Dv2": TrunkLayout(blocks=("double_blocks", "single_blocks")),
     "HunyuanVideo": TrunkLayout(
-        blocks=("txt_in.individual_token_refiner.blocks", "double_blocks", "single_blocks")
+        blocks=("txt_in.individual_token_refiner.blocks", "double_blocks", "single_blocks"),
+        control=_DOUBLE_AND_SINGLE_CONTROL,
     ),
     # AuraFlow
     "MMDiT": TrunkLayout(blocks=("double_layers", "single_layers")),
@@ -68,9 +86,9 @@ LAYOUTS = {
         blocks=("noise_refiner", "context_refiner", "blocks"), joins=(("noise_refiner", "blocks"),)
     ),
     # Qwen-Image and edit
-    "QwenImageTransformer2DModel": _TRANSFORMER_BLOCKS,
-    "MageFlowTransformer2DModel": _TRANSFORMER_BLOCKS,
-    "LensTransformer2DModel": _TRANSFORMER_BLOCKS,
+    "QwenImageTransformer2DModel": _CONTROLLED_BLOCKS,
+    "MageFlowTransformer2DModel": _CONTROLLED_BLOCKS,
+    "LensTransformer2DModel": _CONTROLLED_BLOCKS,
     "LTXVModel": _TRANSFORMER_BLOCKS,
     # LTX-2: video and audio go through the same blocks, as a pair.
     "LTXAVModel": _TRANSFORMER_BLOCKS,
@@ -179,3 +197,10 @@ def entry_of(diffusion_model: torch.nn.Module) -> str:
     (SD3) have no wrappers and compute in `forward`.
     """
     return "_forward" if hasattr(type(diffusion_model), "_forward") else "forward"
+
+
+def position_of(diffusion_model: torch.nn.Module, parameter: str) -> int:
+    """The position of a parameter of the entry method, beyond all if it is one of the **kwargs."""
+    cls = type(diffusion_model)
+    names = list(inspect.signature(getattr(cls, entry_of(diffusion_model))).parameters)[1:]  # self
+    return names.index(parameter) if parameter in names else len(names)

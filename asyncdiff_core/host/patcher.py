@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
-import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
@@ -18,6 +18,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
 from .attachments import reporting_back, split_options
+from .hooks import HOOKS_MARK, strengths_of
 from .layouts import host_parts_of
 from .patches import MODEL_PREFIX
 from .remote import RemoteModel
@@ -28,6 +29,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
 
     remote: RemoteModel
     schedule: AsyncSchedule
+    patches_uuid: uuid.UUID
     _free_memory: float | None = None
 
     @classmethod
@@ -63,7 +65,8 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
     def pre_run(self) -> None:
         self._refuse_what_cannot_cross()
         self._free_memory = None
-        self.remote.begin_run(self.schedule, str(self.patches_uuid), self.patches)
+        hooks = tuple(self.hook_patches.values())
+        self.remote.begin_run(self.schedule, str(self.patches_uuid), self.patches, hooks)
         super().pre_run()
 
     def cleanup(self) -> None:
@@ -94,7 +97,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         refused += [
             f"a weight patch of {part}, which ComfyUI's conditioning code runs here"
             for part in host_parts_of(self.model.diffusion_model)
-            if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self.patches)
+            if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self._patched_keys())
         ]
         if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
             refused.append("torch.compile (TorchCompileModel)")
@@ -114,6 +117,36 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
                 f"This MODEL carries {', '.join(refused)}, which cannot be taken to worker "
                 "processes yet. Remove the node that adds it, or use ComfyUI's own loader."
             )
+
+    def _patched_keys(self) -> Iterator[str]:
+        yield from self.patches
+        for patches in self.hook_patches.values():
+            yield from patches
+
+    # LoRAs on conditionings ------------------------------------------------------------------
+
+    def add_hook_patches(self, *args: Any, **kwargs: Any) -> Any:
+        uuid_before = self.patches_uuid
+        added = super().add_hook_patches(*args, **kwargs)
+        self.patches_uuid = uuid_before  # it names what is always in force, and that did not change
+        return added
+
+    def patch_hooks(self, hooks: Any) -> None:
+        """Note the strengths that the hooks have now; workers patch when an evaluation names them.
+
+        They are kept where ComfyUI keeps patched weights, and so are forgotten when it forgets
+        those: whenever a keyframe changes a strength.
+        """
+        if hooks is not None and hooks not in self.cached_hook_patches:
+            strengths = strengths_of(hooks, self.hook_patches)
+            self.cached_hook_patches[hooks] = {HOOKS_MARK: strengths}
+        self.current_hooks = hooks
+
+    def apply_hooks(self, hooks: Any, *args: Any, **kwargs: Any) -> Any:
+        options = super().apply_hooks(hooks, *args, **kwargs)
+        if hooks is not None and (strengths := self.cached_hook_patches[hooks][HOOKS_MARK]):
+            options[HOOKS_MARK] = self.hook_mode.value, strengths
+        return options
 
     # Memory ----------------------------------------------------------------------------------
 
@@ -166,11 +199,6 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse("be combined with MultiGPU CFG Split")
-
-    def register_all_hook_patches(self, hooks: Any, *args: Any, **kwargs: Any) -> Any:
-        if hooks.get_type(comfy.hooks.EnumHookType.Weight):
-            _refuse("take LoRA hooks on conditionings yet; load the LoRA on the MODEL instead, or")
-        return super().register_all_hook_patches(hooks, *args, **kwargs)
 
 
 def _concerns_weights(name: str) -> bool:

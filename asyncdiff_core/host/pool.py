@@ -13,10 +13,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
+from ..errors import WorkerError
 from ..group import WorkerGroup
 from ..log import get_logger
 from ..schedule import AsyncSchedule
 from ..settings import max_groups
+from .reports import record_error
 
 log = get_logger("pool")
 
@@ -101,18 +103,23 @@ class GroupPool:
                     released.busy.append(group.id)
                     continue
                 if keep_workers:
-                    group.unload()
+                    _unload(group)
                 else:
                     self._groups.pop(key).close()
                 released.released.append(group.id)
         return released
 
+    def unload(self, key: Hashable) -> None:
+        """Have the group `key`, if there is one, give the memory of its weights back."""
+        group = self.peek(key)
+        if group is not None:
+            _unload(group)
+
     def unload_others(self, key: Hashable) -> bool:
         """Have all idle groups but `key` give the memory of their weights back; whether any did."""
         with self._lock:
             others = [group for other, group in self._groups.items() if other != key]
-            idle = [group for group in others if group.is_alive() and not group.is_running]
-            return any([group.unload() for group in idle])
+            return any([_unload(group) for group in others if not group.is_running])
 
     def refer(self, key: Hashable) -> None:
         """Count one more user of the group `key`."""
@@ -145,6 +152,22 @@ class GroupPool:
         with self._lock:
             while self._groups:
                 self._groups.popitem()[1].close()
+
+
+def _unload(group: WorkerGroup) -> bool:
+    """Have a group give the memory of its weights back; whether it held any.
+
+    Who frees memory has no use for the error of a group that is in trouble: its workers are ended
+    then, and so their memory is free.
+    """
+    if not group.is_alive():
+        return False
+    try:
+        return group.unload()
+    except WorkerError as error:
+        log.warning("%s", error)
+        record_error(group.source.name, error)
+        return True
 
 
 POOL = GroupPool(max_groups)

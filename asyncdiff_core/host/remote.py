@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,18 @@ from ..partition import partition, require_units
 from ..plan import ParallelPlan
 from ..planner import PlanRequest, choose
 from ..process import Launch
+from ..residuals import Residuals
 from ..schedule import AsyncSchedule
 from ..trunk import Trunk
-from .attachments import COMFYUI_ROOT, Attachments, mark, names_of, split_options
+from .attachments import Attachments, mark, names_of, split_options
 from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
-from .layouts import layout_of
+from .hooks import HOOK, numbers_of
+from .layouts import layout_of, position_of
 from .loading import Loader
 from .node_text import RunText, poll
 from .patches import pack_patches
+from .pickling import COMFYUI_ROOT
 from .pool import POOL
 from .reports import name_run, record, record_error
 from .skeleton import make_remote
@@ -75,7 +79,8 @@ class RemoteModel:
         require_units(len(units), min(plan.stages for plan in request.candidates()))
         self._files = _files_of(spec)
         self.source = ModelSource(
-            type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)
+            *(type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)),
+            residuals=Residuals.of(trunk, position_of(model, "control")),
         )
         self.request = request
         self.weight_bytes = sum(p.nbytes for p in model.parameters())
@@ -106,29 +111,30 @@ class RemoteModel:
 
     def unload(self) -> None:
         """Have the workers give their weights back; they stay, and load again when needed."""
-        group = POOL.peek(self.key)
-        if group is None or not group.is_alive():
-            return
-        try:
-            group.unload()
-        except WorkerError as error:
-            # ComfyUI frees memory in places where nobody would catch it, and it is freed now.
-            self._note(error)
+        POOL.unload(self.key)
 
     @property
     def may_deal(self) -> bool:
         """Whether conds may be dealt to replicas, for which they must come in one batch."""
         return any(plan.replicas > 1 for plan in self.request.candidates())
 
-    def begin_run(self, schedule: AsyncSchedule, uuid: str, patches: dict[str, Any]) -> None:
+    def begin_run(
+        self,
+        schedule: AsyncSchedule,
+        uuid: str,
+        patches: dict[str, Any],
+        hooks: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """A sampling run begins.
 
         Args:
             uuid: names `patches`; the same again means the same patches.
             patches: weight patches by key, as ModelPatcher collects them.
+            hooks: those of the LoRAs on conditionings, which evaluations name by number.
         """
         forecaster = Forecaster(self._base_model.model_sampling)
-        self._run = _Run(self._take_group(schedule), schedule, uuid, patches, forecaster)
+        group = self._take_group(schedule)
+        self._run = _Run(group, schedule, uuid, patches, tuple(hooks), forecaster)
 
     def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
         group = POOL.obtain(self.key, self._make_group, schedule)
@@ -196,11 +202,12 @@ class RemoteModel:
         run.group.set_patches(
             run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
         )
+        for number in numbers_of(options):
+            payload_of = functools.partial(pack_patches, run.hooks[number], units)
+            self._attach(run, f"{HOOK}{number}", payload_of)
         if code:
             key, payload = run.attachments.key_of(code)
-            if key not in run.attached:
-                run.group.attach(key, payload)
-                run.attached.add(key)
+            self._attach(run, key, lambda start, stop: payload)
             options = mark(options, key)
         stream = stream_of(all_options, code)
         replicas = run.group.plan.replicas
@@ -220,6 +227,11 @@ class RemoteModel:
             for replica, hand in enumerate(hands)
         ]
         return gather(run.group.evaluate_all(calls), hands)
+
+    def _attach(self, run: _Run, key: str, payload: Callable[[int, int], Any]) -> None:
+        if key not in run.attached:
+            run.group.attach(key, payload)
+            run.attached.add(key)
 
     def _call(
         self,
@@ -282,15 +294,11 @@ class RemoteModel:
             report = run.group.end_run(wait=not is_canceled)
         except WorkerError as error:
             # All results are there already, and the next run gets new workers.
-            self._note(error)
+            log.warning("%s", error)
+            record_error(self.source.name, error)
             return
         if report is not None and report.evaluations:
             record(report)
-
-    def _note(self, error: WorkerError) -> None:
-        """Keep an error that does no harm to what goes on now."""
-        log.warning("%s", error)
-        record_error(self.source.name, error)
 
     def _make_group(self) -> WorkerGroup:
         launch = Launch(
@@ -317,6 +325,7 @@ class _Run:
     schedule: AsyncSchedule
     uuid: str
     patches: dict[str, Any]
+    hooks: tuple[dict[str, Any], ...]
     forecaster: Forecaster
     attachments: Attachments = field(default_factory=Attachments)
     attached: set[str] = field(default_factory=set)  # keys of those that the group has

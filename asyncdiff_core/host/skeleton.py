@@ -7,7 +7,6 @@ call that computes to where the weights are.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import comfy.patcher_extension
 import torch
 
 from ..evaluator import Inputs
-from .layouts import entry_of, host_parts_of
+from .layouts import entry_of, host_parts_of, position_of
 from .loading import Loader, copy_some_weights, deferred_weights, materialise
 
 # (x, transformer_options, what gives the arguments with other transformer_options) -> output
@@ -51,12 +50,7 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
     original = type(diffusion_model)
     entry = entry_of(diffusion_model)
     # Wrappers are written for each model's own parameter order, so positions must be kept.
-    parameters = list(inspect.signature(getattr(original, entry)).parameters)[1:]  # without self
-    index = (
-        parameters.index("transformer_options")
-        if "transformer_options" in parameters
-        else len(parameters)  # one of the **kwargs
-    )
+    index = position_of(diffusion_model, "transformer_options")
 
     def remote(self: Any, *args: Any, **kwargs: Any) -> Any:
         is_positional = index < len(args)

@@ -20,10 +20,12 @@ from ..dataflow import require_chain  # noqa: E402
 from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
+from . import pickling  # noqa: E402
 from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
+from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, has_layout, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
-from .patches import unpack_patches  # noqa: E402
+from .skipped_blocks import with_every_unit_called  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
 # replaces it, as in ComfyUI; above, it would only cost memory.
@@ -58,6 +60,7 @@ class ComfyStageModel:
         self._device = device
         self._patcher: Any = None
         self._attached: dict[str, dict[str, Any]] = {}
+        self._hooks = StageHooks()
         self.staged: StagedModel
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
@@ -115,16 +118,22 @@ class ComfyStageModel:
         """Put the weight patches of `payload` in force, with ComfyUI's own code."""
         patcher = self._patcher
         patcher.unpatch_model(device_to=None)  # restores the original weights exactly
-        patcher.patches = unpack_patches(payload)
+        patcher.patches = pickling.unpack(payload, self._device)
         patcher.patch_model(device_to=self._device)
 
     def attach(self, key: str, payload: Any) -> None:
-        """Keep patches that are code, see attachments.py."""
-        self._attached[key] = unpack(payload, self._device)
+        """Keep patches that are code (attachments.py), or the weights of a hook (hooks.py)."""
+        if key.startswith(HOOK):
+            self._hooks.add(key, pickling.unpack(payload, self._device))
+        else:
+            code = unpack(payload, self._device)
+            with_every_unit_called(code, lambda: self.staged)
+            self._attached[key] = code
 
     def forget_attached(self) -> None:
         """Drop what was attached."""
         self._attached.clear()
+        self._hooks.forget(self._patcher)
 
     def _put_attachments_in(self, model: torch.nn.Module) -> None:
         """Have the model's entry method find the attached patches in its transformer_options."""
@@ -132,7 +141,8 @@ class ComfyStageModel:
         original = getattr(model, entry)
 
         def with_attached(*args: Any, **kwargs: Any) -> Any:
-            (args, kwargs), code = expand((args, kwargs), self._attached)
+            (args, kwargs), code, hooks = expand((args, kwargs), self._attached)
+            self._hooks.apply(self._patcher, hooks)
             if not code:
                 return original(*args, **kwargs)
             try:

@@ -14,6 +14,7 @@ from asyncdiff_core.partition import Range
 from asyncdiff_core.plan import make_plan
 from asyncdiff_core.process import Launch
 from asyncdiff_core.report import RunReport
+from asyncdiff_core.residuals import Residuals
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
@@ -119,6 +120,7 @@ def make_group(name: str, num_stages: int, folder: Path, **options: Any) -> Work
         spec={"model": name, **options},
         units=tuple(unit.name for unit in trunk.units),
         skips=trunk.skips,
+        residuals=Residuals.of(trunk, 3),
     )
     plan = make_plan(("cpu",) * num_stages)
     return WorkerGroup(plan, source, own.pop("launch", LAUNCH), folder=folder, **own)

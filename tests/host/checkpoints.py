@@ -353,6 +353,50 @@ def sd3(depth: int) -> StateDict:
     return weights
 
 
+# Flux
+
+
+def write_flux(path: Path) -> Path:
+    """Write a Flux.1-type diffusion model for UNETLoader, in fp32: one head, two and three blocks.
+
+    Text and pooled text are CLIP-L's.
+    """
+    return _write(path, flux)
+
+
+def flux() -> StateDict:
+    """The state dict of a transformer with double and single blocks."""
+    width, weights = 128, StateDict(11)  # per head, as ComfyUI's positions have it
+
+    def attention_norms(name: str) -> None:
+        for norm in ("query_norm", "key_norm"):
+            weights[f"{name}.{norm}.scale"] = torch.ones(width)
+
+    weights.linear("img_in", width, PATCH_VALUES)
+    weights.linear("txt_in", width, TEXT_WIDTH)
+    for embedder, inputs in (("time_in", 256), ("vector_in", TEXT_WIDTH), ("guidance_in", 256)):
+        weights.linear(f"{embedder}.in_layer", width, inputs)
+        weights.linear(f"{embedder}.out_layer", width, width)
+    for index in range(2):
+        for stream in ("img", "txt"):
+            name = f"double_blocks.{index}.{stream}"
+            weights.linear(f"{name}_mod.lin", 6 * width, width)
+            weights.linear(f"{name}_attn.qkv", 3 * width, width)
+            attention_norms(f"{name}_attn.norm")
+            weights.linear(f"{name}_attn.proj", width, width, gain=BRANCH_GAIN)
+            weights.linear(f"{name}_mlp.0", 4 * width, width)
+            weights.linear(f"{name}_mlp.2", width, 4 * width, gain=BRANCH_GAIN)
+    for index in range(3):
+        name = f"single_blocks.{index}"
+        weights.linear(f"{name}.modulation.lin", 3 * width, width)
+        weights.linear(f"{name}.linear1", 7 * width, width)
+        weights.linear(f"{name}.linear2", width, 5 * width, gain=BRANCH_GAIN)
+        attention_norms(f"{name}.norm")
+    weights.linear("final_layer.adaLN_modulation.1", 2 * width, width, gain=0.1)
+    weights.linear("final_layer.linear", PATCH_VALUES, width)
+    return weights
+
+
 def _carry_patches(weights: StateDict, embedding: str, head: str) -> None:
     """Let the first channels of a transformer carry the patches and its head read them again.
 

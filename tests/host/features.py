@@ -33,6 +33,7 @@ class Feature:
         refusal: a part of the error that names it, or None where the result is exact.
         steps: of the sampler; caches want some more.
         base: the workflow that it is compared with, to see that it does something.
+        spread: what makes the same workflow with our MODEL of it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Feature:
     refusal: str | None = None
     steps: int = STEPS
     base: Change = staticmethod(lambda flow: flow)
+    spread: Change = staticmethod(lambda flow: asyncdiff(flow, warm_up=100))
 
 
 def write_files(models: Path) -> None:
@@ -49,6 +51,7 @@ def write_files(models: Path) -> None:
     checkpoints.write_sd15(models / "checkpoints" / "tiny-wide.safetensors", levels=wide)
     checkpoints.write_controlnet(models / "controlnet" / "tiny-control.safetensors")
     checkpoints.write_sd15(models / "checkpoints" / "tiny-inpaint.safetensors", channels=9)
+    checkpoints.write_flux(models / "diffusion_models" / "tiny-flux.safetensors")
     for kind in checkpoints.LORA_KINDS:
         checkpoints.write_lora_kind(models / "loras" / f"tiny-{kind}.safetensors", kind)
 
@@ -65,10 +68,10 @@ def outcome(lab: ComfyServer, feature: Feature) -> str:
         stock = latent(lab, flow)
         assert torch.isfinite(stock).all(), feature.name
         assert not _equal(stock, _plain(lab, plain)), f"{feature.name} does nothing"
-        assert _equal(latent(lab, asyncdiff(flow, warm_up=100)), stock), feature.name
+        assert _equal(latent(lab, feature.spread(flow)), stock), feature.name
         return "exact"
     try:
-        latent(lab, asyncdiff(flow, warm_up=100))
+        latent(lab, feature.spread(flow))
     except PromptFailed as error:
         assert feature.refusal in error.exception_message, error.exception_message
         return "refused"
@@ -187,27 +190,144 @@ def inpainted(flow: Workflow) -> Workflow:
     )
 
 
-def hooked(flow: Workflow) -> Workflow:
-    """A LoRA on a conditioning."""
-    flow = {
+def hooked(*keyframes: tuple[float, float]) -> Change:
+    """Different LoRAs on the two conditionings.
+
+    `keyframes`, (strength, from which part of the run), are those of the positive one.
+    """
+
+    def change(flow: Workflow) -> Workflow:
+        flow = dict(flow)
+        for name, file, strength in (
+            ("positive", "tiny-sd15-lora.safetensors", 1.0),
+            ("negative", "tiny-lokr.safetensors", 0.6),
+        ):
+            strengths = {"strength_model": strength, "strength_clip": 0.0}
+            flow[f"{name} hook"] = node("CreateHookLora", lora_name=file, **strengths)
+        hooks, before = ["positive hook", 0], {}
+        for number, (strength, start) in enumerate(keyframes):
+            when = {"strength_mult": strength, "start_percent": start}
+            flow[f"keyframe-{number}"] = node("CreateHookKeyframe", **when, **before)
+            before = {"prev_hook_kf": [f"keyframe-{number}", 0]}
+        if keyframes:
+            hook_kf = before["prev_hook_kf"]
+            flow["scheduled"] = node("SetHookKeyframes", hooks=hooks, hook_kf=hook_kf)
+            hooks = ["scheduled", 0]
+        for name, its_hooks in (("positive", hooks), ("negative", ["negative hook", 0])):
+            flow[f"{name} hooked"] = node(
+                "ConditioningSetProperties",
+                cond_NEW=[name, 0],
+                strength=1.0,
+                set_cond_area="default",
+                hooks=its_hooks,
+            )
+        return resampled(flow, positive=["positive hooked", 0], negative=["negative hooked", 0])
+
+    return change
+
+
+def added(**nodes: dict[str, Any]) -> Change:
+    return lambda flow: {**flow, **nodes}
+
+
+def conditioned(class_type: str, on: str = "positive", **inputs: Any) -> Change:
+    """A node between a prompt and the sampler."""
+
+    def change(flow: Workflow) -> Workflow:
+        number = f"conditioned-{len(flow)}"
+        before = flow["sampler"]["inputs"][on]
+        flow = {**flow, number: node(class_type, conditioning=before, **inputs)}
+        return resampled(flow, **{on: [number, 0]})
+
+    return change
+
+
+def combined(*changes: Change) -> Change:
+    """The positive prompt with each of these changes, and with none, all of them combined."""
+
+    def change(flow: Workflow) -> Workflow:
+        before = flow["sampler"]["inputs"]["positive"]
+        all_of_them = before
+        for each in changes:
+            flow = each(resampled(flow, positive=before))
+            another = flow["sampler"]["inputs"]["positive"]
+            number = f"combined-{len(flow)}"
+            both = {"conditioning_1": all_of_them, "conditioning_2": another}
+            flow[number] = node("ConditioningCombine", **both)
+            all_of_them = [number, 0]
+        return resampled(flow, positive=all_of_them)
+
+    return change
+
+
+def custom(flow: Workflow) -> Workflow:
+    """SamplerCustomAdvanced with CFGGuider in place of KSampler."""
+    old = flow["sampler"]["inputs"]
+    prompts = {"positive": old["positive"], "negative": old["negative"]}
+    steps = {"scheduler": old["scheduler"], "steps": old["steps"], "denoise": 1.0}
+    return {
         **flow,
-        "hook": node(
-            "CreateHookLora",
-            lora_name="tiny-sd15-lora.safetensors",
-            strength_model=1.0,
-            strength_clip=0.0,
-        ),
-        "hooked": node(
-            "ConditioningSetProperties",
-            cond_NEW=["positive", 0],
-            strength=1.0,
-            set_cond_area="default",
-            hooks=["hook", 0],
+        "noise": node("RandomNoise", noise_seed=4),
+        "guider": node("CFGGuider", model=old["model"], cfg=4.0, **prompts),
+        "kind": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=old["model"], **steps),
+        "sampler": node(
+            "SamplerCustomAdvanced",
+            noise=["noise", 0],
+            guider=["guider", 0],
+            sampler=["kind", 0],
+            sigmas=["sigmas", 0],
+            latent_image=old["latent_image"],
         ),
     }
-    return resampled(flow, positive=["hooked", 0])
 
 
+def guided(class_type: str, sampler_name: str = "euler", **inputs: Any) -> Change:
+    """Another guider and sampler in the workflow of `custom`."""
+
+    def change(flow: Workflow) -> Workflow:
+        model = flow["guider"]["inputs"]["model"]
+        kind = node("KSamplerSelect", sampler_name=sampler_name)
+        return {**flow, "guider": node(class_type, model=model, **inputs), "kind": kind}
+
+    return change
+
+
+def parallelized(flow: Workflow) -> Workflow:
+    """AsyncDiffParallelize and AsyncDiffSchedule behind everything that concerns the model."""
+    user = "guider" if "guider" in flow else "sampler"
+    inputs = flow[user]["inputs"]
+    plan = {"devices": "cpu,cpu", "stages": 0, "replicas": 0, "stride": 1}
+    return {
+        **flow,
+        "spread": node("AsyncDiffParallelize", model=inputs["model"], **plan),
+        "schedule": node("AsyncDiffSchedule", model=["spread", 0], warm_up=100, time_shift=False),
+        user: node(flow[user]["class_type"], **{**inputs, "model": ["schedule", 0]}),
+    }
+
+
+def merged(flow: Workflow) -> Workflow:
+    """With a second MODEL, which has a LoRA."""
+    with_lora = lora("tiny-sd15-lora.safetensors")(flow)
+    second = with_lora["sampler"]["inputs"]["model"]
+    merge = node("ModelMergeSimple", model1=["model", 0], model2=second, ratio=0.3)
+    return resampled({**with_lora, "merge": merge}, model=["merge", 0])
+
+
+LORA = lora("tiny-loha.safetensors", 0.4)
+VIDEO = added(empty=node("EmptyHunyuanLatentVideo", width=96, height=96, length=21, batch_size=1))
+WINDOWS = {
+    "context_schedule": "standard_static",
+    "context_stride": 1,
+    "closed_loop": False,
+    "fuse_method": "pyramid",
+    "dim": 2,
+    "freenoise": False,
+    "cond_retain_index_list": "",
+    "split_conds_to_windows": False,
+    "latent_retain_index_list": "",
+    "causal_window_fix": True,
+}
 WIDE = loaded(ckpt_name="tiny-wide.safetensors")  # for FreeU, ToMe
 FREEU = patched("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
 CACHE = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
@@ -243,7 +363,17 @@ FEATURES = (
             end_percent=1.0,
             rescaling_scale=0.0,
         ),
-        refusal="SkipLayerGuidanceDiT",
+    ),
+    Feature(
+        "Skip Layer Guidance (DiT, simple), several layers",
+        "wan",
+        patched(
+            "SkipLayerGuidanceDiTSimple",
+            double_layers="0, 5, 6, 11",
+            single_layers="",
+            start_percent=0.0,
+            end_percent=1.0,
+        ),
     ),
     Feature(
         "Self-Attention Guidance",
@@ -304,6 +434,81 @@ FEATURES = (
         chain(masked, patched("DifferentialDiffusion")),
     ),
     Feature("inpaint model (nine channels)", "sd15", inpainted),
+    Feature(
+        "prompts for areas, masks and ranges of steps",
+        "sd15",
+        chain(
+            added(left=node("SolidMask", value=1.0, width=128, height=128)),
+            combined(
+                conditioned("ConditioningSetArea", width=64, height=128, x=64, y=0, strength=0.7),
+                conditioned(
+                    "ConditioningSetMask", mask=["left", 0], strength=0.5, set_cond_area="default"
+                ),
+                conditioned("ConditioningSetTimestepRange", start=0.0, end=0.5),
+            ),
+        ),
+    ),
+    Feature(
+        "a batch of latents",
+        "sd15",
+        added(empty=node("EmptyLatentImage", width=128, height=64, batch_size=3)),
+    ),
+    Feature("SamplerCustomAdvanced with CFGGuider", "sd15", custom, spread=parallelized),
+    Feature(
+        "the same with PerpNegGuider and a CFG++ sampler",
+        "sd15",
+        guided(
+            "PerpNegGuider",
+            "euler_cfg_pp",
+            positive=["positive", 0],
+            negative=["negative", 0],
+            empty_conditioning=["negative", 0],
+            cfg=4.0,
+            neg_scale=0.7,
+        ),
+        base=custom,
+        spread=parallelized,
+    ),
+    Feature(
+        "the same with DualCFGGuider",
+        "sd3",
+        guided(
+            "DualCFGGuider",
+            cond1=["positive", 0],
+            cond2=["negative", 0],
+            negative=["negative", 0],
+            cfg_conds=3.0,
+            cfg_cond2_negative=2.0,
+            style="regular",
+        ),
+        base=custom,
+        spread=parallelized,
+    ),
+    Feature("FluxGuidance", "flux", conditioned("FluxGuidance", guidance=9.0)),
+    Feature(
+        "reference latents (Flux Kontext)",
+        "flux",
+        chain(
+            added(reference=node("EmptySD3LatentImage", width=64, height=96, batch_size=1)),
+            conditioned("ReferenceLatent", latent=["reference", 0]),
+            conditioned("ReferenceLatent", "negative", latent=["reference", 0]),
+        ),
+    ),
+    Feature(
+        "context windows of a long video",
+        "wan",
+        chain(
+            VIDEO, patched("ContextWindowsManual", context_length=4, context_overlap=2, **WINDOWS)
+        ),
+        base=VIDEO,
+    ),
+    Feature("a merge of two MODELs, then Parallelize Model", "sd15", merged, spread=parallelized),
+    Feature(
+        "saving the MODEL (ModelSave)",
+        "sd15",
+        added(save=node("ModelSave", model=["model", 0], filename_prefix="diffusion_models/x")),
+        refusal="cannot be saved",
+    ),
     Feature("EasyCache", "wan", patched("EasyCache", **CACHE), steps=8),
     Feature("LazyCache", "wan", patched("LazyCache", **CACHE), steps=8),
     Feature(
@@ -332,7 +537,19 @@ FEATURES = (
             lora("tiny-loha.safetensors", -0.5),
         ),
     ),
-    Feature("LoRA on a conditioning (hooks)", "sd15", hooked, refusal="LoRA hooks"),
+    Feature(
+        "LoRA hooks, another on each conditioning",
+        "sd15",
+        hooked(),
+        base=LORA,
+    ),
+    Feature(
+        "LoRA hooks with keyframes",
+        "sd15",
+        hooked((1.0, 0.0), (0.3, 0.5), (0.0, 0.9)),
+        steps=5,
+        base=chain(LORA, hooked()),
+    ),
     Feature("weight_dtype fp8_e4m3fn", "wan", loaded(weight_dtype="fp8_e4m3fn")),
     Feature("weight_dtype fp8_e5m2", "sd3", loaded(weight_dtype="fp8_e5m2")),
     Feature(

@@ -19,6 +19,7 @@ KINDS = ("sd15", "sd3", "wan")
 EMPTY = {
     "sd15": node("EmptyLatentImage", width=128, height=128, batch_size=1),
     "sd3": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+    "flux": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
     "wan": node("EmptyHunyuanLatentVideo", width=96, height=96, length=5, batch_size=1),
 }
 ADAPTER_PACK = Path(__file__).parent / "adapter_pack"

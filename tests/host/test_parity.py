@@ -215,33 +215,6 @@ def test_sampler_custom_advanced(lab: ComfyServer) -> None:
     assert torch.equal(latent(lab, flow(stock=False)), latent(lab, flow(stock=True)))
 
 
-def test_inpaint_mask_and_denoise(lab: ComfyServer) -> None:
-    def masked(flow: Workflow) -> Workflow:
-        sampler = flow["sampler"]
-        return {
-            **flow,
-            "area": node("SolidMask", value=1.0, width=64, height=128),
-            "whole": node("SolidMask", value=0.0, width=128, height=128),
-            "mask": node(
-                "MaskComposite",
-                destination=["whole", 0],
-                source=["area", 0],
-                x=0,
-                y=0,
-                operation="add",
-            ),
-            "masked": node("SetLatentNoiseMask", samples=["empty", 0], mask=["mask", 0]),
-            "sampler": node(
-                sampler["class_type"],
-                **{**sampler["inputs"], "latent_image": ["masked", 0], "denoise": 0.6},
-            ),
-        }
-
-    stock = latent(lab, masked(workflow("sd15")))
-    ours = latent(lab, masked(asyncdiff(workflow("sd15"), warm_up=5)))
-    assert torch.equal(ours, stock)
-
-
 def test_ksampler_advanced(lab: ComfyServer) -> None:
     def advanced(flow: Workflow) -> Workflow:
         inputs = dict(flow["sampler"]["inputs"])
@@ -278,15 +251,6 @@ def test_several_conditionings_and_areas(lab: ComfyServer) -> None:
     assert len({e["lane"] for e in last_report(lab)["evaluations"]}) > 1
     asynchronous = latent(lab, regional(asyncdiff(workflow("sd15"), warm_up=1)))
     assert torch.isfinite(asynchronous).all()
-
-
-def test_batch_of_latents(lab: ComfyServer) -> None:
-    def batched(flow: Workflow) -> Workflow:
-        empty = node("EmptyLatentImage", width=128, height=64, batch_size=3)
-        return {**flow, "empty": empty}
-
-    stock = latent(lab, batched(workflow("sd15")))
-    assert torch.equal(latent(lab, batched(asyncdiff(workflow("sd15"), warm_up=5))), stock)
 
 
 def test_live_previews(lab: ComfyServer) -> None:

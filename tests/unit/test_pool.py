@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from asyncdiff_core.errors import WorkerDiedError
 from asyncdiff_core.host import pool as pool_module
 from asyncdiff_core.host.pool import GroupPool
+from asyncdiff_core.host.reports import last_errors
 from asyncdiff_core.schedule import AsyncSchedule
 
 
@@ -115,6 +117,25 @@ def test_release_of_the_weights_keeps_the_workers(pool: GroupPool) -> None:
     assert pool.release(a.id, keep_workers=True) == ([a.id], [])
     assert a.alive and not a.holds_weights and b.holds_weights
     assert pool.peek("a") is a
+
+
+def test_a_group_in_trouble_has_nothing_left_to_release(pool: GroupPool) -> None:
+    """Its workers died a moment ago, or die while they are asked."""
+    dead, dying = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup)
+    dead.alive = False
+
+    def unload() -> bool:
+        dying.alive = False
+        raise WorkerDiedError("killed")
+
+    dying.unload = unload
+    assert pool.release(keep_workers=True).released == [dead.id, dying.id]
+    assert last_errors()[-1]["text"] == "killed"
+    pool.unload("a")
+    pool.unload("nobody")
+    dying.alive = True
+    assert pool.unload_others("a")
+    assert not dying.alive and dead.holds_weights
 
 
 def test_idle_groups_give_way_to_one_that_needs_memory(pool: GroupPool) -> None:

@@ -21,16 +21,18 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
 
     comfy.options.enable_args_parsing()
     import torch
-    from architectures import ARCHITECTURES, Architecture
+    from architectures import ARCHITECTURES, Architecture, Draw
     from torch.utils import _pytree as pytree
 
     from asyncdiff_core.costs import parameter_costs
     from asyncdiff_core.dataflow import require_chain
     from asyncdiff_core.errors import LayoutError
-    from asyncdiff_core.host.layouts import entry_of, layout_of
+    from asyncdiff_core.evaluator import Inputs
+    from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
     from asyncdiff_core.host.stage_weights import _attention_on_meta
     from asyncdiff_core.oracle import Oracle, _copy_inputs
     from asyncdiff_core.partition import Range, partition
+    from asyncdiff_core.residuals import Residuals
     from asyncdiff_core.schedule import AsyncSchedule
     from asyncdiff_core.stage import StagedModel, copy_output
     from asyncdiff_core.trunk import Trunk, guess_layout
@@ -71,6 +73,14 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             held[f"N={stages}"] = same(run(ranges, 3), plain)
             held[f"N={stages} async"] = same(run(ranges, 1), by_hand(staged, ranges, inputs))
         held["async differs"] = not same(run(ranges, 1)[1:], plain[1:])
+        residuals = Residuals.of(trunk, position_of(model, "control"))
+        if residuals is not None:
+            args, kwargs = inputs[0]
+            controlled = args, {**kwargs, "control": residuals_for(trunk, x=args[0])}
+            staged_result = by_stage(staged, residuals, controlled)
+            held["control residuals"] = not same(staged_result[0], plain[0]) and all(
+                same(result, staged_result[0]) for result in staged_result[1:]
+            )
         found = {"class": type(model).__name__, "units": num_units, "held": held}
         return {**found, "guess": guessed(spare, inputs[0], plain[0])}
 
@@ -94,6 +104,38 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         oracle.begin_run(AsyncSchedule(1))
         is_right = same(oracle.evaluate("lane", *_copy_inputs(*each)), plain)
         return "passes" if is_right else "wrong"
+
+    def residuals_for(trunk: Trunk, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """One for each block that takes one, as small as can be added to what flows there."""
+        draw = Draw(9)
+        layout = trunk.layout.control
+        assert layout is not None
+        shape = (x.shape[0], *[1] * (3 if trunk.layout.layers else 2))
+        control: dict[str, list[torch.Tensor]] = {"input": [], "middle": [], "output": []}
+        for key, blocks in (*layout.after, *layout.before):
+            control[key] = [draw(*shape) for _ in trunk.spans[blocks]]
+        return control
+
+    def by_stage(staged: StagedModel, residuals: Residuals, inputs: Inputs) -> list[object]:
+        """The result of one stage with all residuals, and of two with their own, by each cut."""
+        num_units = len(staged.trunk.units)
+        results = []
+        for cut in range(num_units):
+            stored: dict[int, object] = {}
+            metas: list = []
+            for units in ((0, cut), (cut, num_units)) if cut else ((0, num_units),):
+                own = residuals.for_stage(inputs, units) if cut else inputs
+                result, executed = staged.run_stage(
+                    *(units, *_copy_inputs(*own)),
+                    stored={u: copy_output(out) for u, out in stored.items()},
+                    metas=metas,
+                    produced=range(cut),
+                    sink=lambda u, out, stored=stored: stored.update({u: copy_output(out)}),
+                    record=True,
+                )
+                metas += executed
+            results.append(result)
+        return results
 
     def by_hand(staged: StagedModel, ranges: list[Range], inputs: list) -> list[object]:
         """The evaluations as the algorithm writes them, with every output of every unit kept.

@@ -7,6 +7,7 @@ Prints one JSON object: the name of each comparison, and whether it held.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 
@@ -17,6 +18,7 @@ def main(comfyui: str, pack: str) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import comfy.hooks
     import comfy.sample
     import comfy.utils
     import torch
@@ -26,10 +28,9 @@ def main(comfyui: str, pack: str) -> None:
     from asyncdiff_core.host.attachments import split_options
     from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.host.layouts import entry_of, layout_of
-    from asyncdiff_core.host.loading import Loader
     from asyncdiff_core.host.pool import POOL
     from asyncdiff_core.host.remote import lane_key
-    from asyncdiff_core.host.skeleton import build_skeleton, make_remote
+    from asyncdiff_core.host.skeleton import make_remote
     from asyncdiff_core.oracle import Oracle
     from asyncdiff_core.schedule import AsyncSchedule
     from asyncdiff_core.stage import StagedModel
@@ -39,28 +40,51 @@ def main(comfyui: str, pack: str) -> None:
     comfy.utils.PROGRESS_BAR_ENABLED = False
     steps = 4
 
-    def sample(model: object, name: str) -> torch.Tensor:
+    def sample(model: object, name: str, hooks: tuple = (None, None)) -> torch.Tensor:
         empty = empty_latent(name)
         noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(1))
-        prompts = conditioning(name, 2), conditioning(name, 3)
+        prompts = [
+            comfy.hooks.set_hooks_for_conditioning(conditioning(name, seed), each)
+            for seed, each in zip((2, 3), hooks, strict=True)
+        ]
         return comfy.sample.sample(
             *(model, noise, steps, 3.0, "euler", "simple", *prompts, empty), seed=5
         )
 
     def oracle_model(name: str, ranges: list, warm_up: int) -> object:
-        real = load(name).model.diffusion_model
+        patcher = load(name)
+        real = patcher.model.diffusion_model
         trunk = Trunk.of(real, layout_of(real))
         oracle = Oracle(StagedModel(real, trunk, entry_of(real)), ranges)
         oracle.begin_run(AsyncSchedule(warm_up))
-        patcher = build_skeleton(Loader("tiny_models:load", (name,)))
-        patcher.partially_load = lambda *args, **kwargs: 0
 
         def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
             options, _ = split_options(options)
             return oracle.evaluate(lane_key(options, x), *with_options(options))
 
-        make_remote(patcher.model.diffusion_model, evaluate)
+        make_remote(real, evaluate)
         return patcher
+
+    def hooks_of(model: object) -> tuple:
+        """LoRAs for the two conditionings, the first one with a keyframe in the middle."""
+        keys = [k for k in model.model.state_dict() if k.startswith("diffusion_model.")]
+        groups = []
+        for seed in (1, 2):
+            generator = torch.Generator().manual_seed(seed)
+            group = comfy.hooks.HookGroup()
+            hook = comfy.hooks.WeightHook(strength_model=0.5)
+            hook.need_weight_init = False
+            hook.weights = {
+                key: ("diff", (0.1 * torch.randn(weight.shape, generator=generator),))
+                for key in keys
+                if (weight := comfy.utils.get_attr(model.model, key)).ndim == 2
+            }
+            group.add(hook)
+            groups.append(group)
+        for strength, start in ((1.0, 0.0), (0.2, 0.5)):
+            keyframe = comfy.hooks.HookKeyframe(strength, start_percent=start)
+            groups[0].hooks[0].hook_keyframe.add(keyframe)
+        return tuple(groups)
 
     held = {}
     with torch.inference_mode():
@@ -84,9 +108,24 @@ def main(comfyui: str, pack: str) -> None:
             held[f"{name}: full warm-up equals stock"] = torch.equal(full, stock)
             ours = sample(with_schedule(model, 1, False), name)
             ranges = POOL.peek(model.remote.key).ranges
+            without = ours
             oracle = sample(oracle_model(name, ranges, 1), name)
             held[f"{name}: async equals oracle"] = torch.equal(ours, oracle)
             held[f"{name}: async differs from stock"] = not torch.equal(ours, stock)
+            if name == "Lumina 2":  # on the workers that are there
+                hooks = hooks_of(stock_model)
+                hooked = sample(stock_model, name, hooks)
+                full = sample(with_schedule(model, steps, False), name, hooks)
+                held["LoRA hooks: full warm-up equals stock"] = torch.equal(full, hooked)
+                ours = sample(with_schedule(model, 1, False), name, hooks)
+                oracle = sample(oracle_model(name, ranges, 1), name, hooks)
+                held["LoRA hooks: async equals oracle"] = torch.equal(ours, oracle)
+                distinct = [hooked, ours, stock]
+                held["LoRA hooks: async, stock and without them differ"] = not any(
+                    torch.equal(a, b) for a, b in itertools.combinations(distinct, 2)
+                )
+                again = sample(with_schedule(model, 1, False), name)
+                held["LoRA hooks leave nothing behind"] = torch.equal(again, without)
             POOL.close()
     print(json.dumps(held))
 
