@@ -140,6 +140,33 @@ def _paths(layout: TrunkLayout, spans: dict[str, list[Range]]) -> Iterator[tuple
                     yield source[1], consumer[0]
 
 
+# Lists with less than this share of the largest one's parameters are no part of a guess: every
+# stage runs them, as it runs all that stands around the units.
+_GUESSED_SHARE = 0.1
+
+
+def guess_layout(model: torch.nn.Module) -> TrunkLayout:
+    """The largest lists of blocks of an unknown architecture, in the order of their definition.
+
+    A guess: whether the forward calls them one after the other is for `dataflow.require_chain`.
+
+    Raises:
+        LayoutError: there is no list of at least two blocks.
+    """
+    sizes: dict[str, int] = {}
+    for name, module in model.named_modules():
+        is_inside = any(name.startswith(f"{found}.") for found in sizes)
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1 and not is_inside:
+            sizes[name] = sum(p.numel() for p in module.parameters())
+    largest = max(sizes.values(), default=0)
+    blocks = tuple(n for n, size in sizes.items() if largest and size >= _GUESSED_SHARE * largest)
+    if not blocks:
+        raise LayoutError(
+            f"{type(model).__name__} has no list of blocks that could be spread over devices."
+        )
+    return TrunkLayout(blocks)
+
+
 def _attribute(model: torch.nn.Module, name: str) -> Any:
     value: Any = model
     try:

@@ -69,8 +69,13 @@ def options_of_hand(options: dict[str, Any], hand: Sequence[int]) -> dict[str, A
     }
 
 
-def gather(outputs: Sequence[torch.Tensor], hands: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Put the outputs of the hands together again, in the order of the whole batch."""
+def gather(outputs: Sequence[Any], hands: Sequence[Sequence[int]]) -> Any:
+    """Put the outputs of the hands together again, in the order of the whole batch.
+
+    An output is a tensor, or a list of tensors (video and audio).
+    """
+    if isinstance(outputs[0], list):
+        return [gather(parts, hands) for parts in zip(*outputs, strict=True)]
     chunks: dict[int, torch.Tensor] = {}
     for output, hand in zip(outputs, hands, strict=True):
         chunks.update(zip(hand, output.chunk(len(hand)), strict=True))

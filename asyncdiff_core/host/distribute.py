@@ -14,6 +14,7 @@ from ..log import get_logger
 from ..plan import parse_devices
 from ..planner import PlanRequest
 from ..schedule import AsyncSchedule
+from .layouts import has_layout, layout_of
 from .loading import Loader
 from .machine import available_devices
 from .patcher import AsyncDiffModelPatcher
@@ -55,7 +56,7 @@ def load_distributed(loader: Loader, plan: PlanRequest) -> Any:
 
     Raises:
         CheckpointError: the file is damaged, or no model.
-        LayoutError: the architecture has no layout.
+        LayoutError: the architecture cannot be spread.
         PlanError: there are more stages than units.
     """
     if len(plan.devices) == 1:
@@ -88,7 +89,8 @@ def parallelize(model: Any, plan: PlanRequest) -> Any:
 def ensure_distributed(model: Any) -> Any:
     """`model` if a node of this pack has placed it already; otherwise spread over all devices.
 
-    A MODEL that cannot be spread stays as it is, and a line in the log says why.
+    A MODEL that cannot be spread stays as it is, and a line in the log says why. So does one whose
+    architecture has no layout: whether a guess is right turns out in the middle of a prompt.
 
     Raises:
         InputError: `model` is no MODEL.
@@ -99,11 +101,21 @@ def ensure_distributed(model: Any) -> Any:
     if model.model in _unspreadable:
         return model
     try:
+        _require_layout(model.model.diffusion_model)
         return parallelize(model, plan_for("auto"))
     except (LayoutError, LoaderError) as error:
         log.info("the model stays in ComfyUI's own process: %s", error)
         _unspreadable.add(model.model)
         return model
+
+
+def _require_layout(diffusion_model: Any) -> None:
+    layout_of(diffusion_model)  # refuses some by name
+    if not has_layout(diffusion_model):
+        raise LayoutError(
+            f"AsyncDiff has no layout for this architecture ({type(diffusion_model).__name__}). "
+            "Its loaders and AsyncDiffParallelize try whether it can be spread all the same."
+        )
 
 
 def _require_model(model: Any) -> None:

@@ -9,6 +9,8 @@ import torch
 from ..evaluator import Forecast, Inputs
 from .dealing import WithOptions
 
+AUDIO = "a_timestep"  # LTX-2 gets a second timestep, which differs where only one part is masked
+
 
 class Forecaster:
     """Makes the Forecast of every evaluation of one sampling run.
@@ -19,8 +21,8 @@ class Forecaster:
 
     def __init__(self, model_sampling: Any) -> None:
         self._timestep = model_sampling.timestep
-        # sigma -> the timestep that was evaluated with it, by the shape of the batch
-        self._seen: dict[tuple[float, torch.Size], torch.Tensor] = {}
+        # sigma -> the timestep that was evaluated with it, and the audio's, by the batch's shape
+        self._seen: dict[tuple[float, torch.Size], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def forecast(self, options: dict[str, Any], with_options: WithOptions) -> Forecast | None:
         """The forecast for the evaluation with these options, or None if they tell no sigma.
@@ -33,12 +35,14 @@ class Forecaster:
         if sigmas is None:
             return None
         sigma = float(sigmas.flatten()[0])
-        args, _ = with_options({})
+        args, kwargs = with_options({})
         timestep = args[1]
-        self._seen[sigma, timestep.shape] = timestep
+        audio_timestep = kwargs.get(AUDIO)
+        self._seen[sigma, timestep.shape] = timestep, audio_timestep
+        has_one = audio_timestep is None or audio_timestep is timestep
         coming: tuple[float, ...] | None = None
         listed = options.get("sample_sigmas")
-        if listed is not None and self._is_foreseeable(sigma, timestep):
+        if listed is not None and has_one and self._is_foreseeable(sigma, timestep):
             steps = listed[:-1].tolist()  # the last one is where the last step leads
             if sigma in steps:
                 coming = tuple(steps[steps.index(sigma) + 1 :])
@@ -47,9 +51,10 @@ class Forecaster:
             replaced = {**options, "sigmas": torch.full_like(sigmas, other)}
             args, kwargs = with_options(replaced)
             shape = timestep.shape
-            at_other = self._seen.get((other, shape))
-            if at_other is None:
-                at_other = self._of(other, timestep)
+            seen = self._seen.get((other, shape))
+            at_other, audio = seen if seen is not None else (self._of(other, timestep),) * 2
+            if AUDIO in kwargs:
+                kwargs = {**kwargs, AUDIO: audio}
             return (args[0], at_other, *args[2:]), kwargs
 
         return Forecast(sigma, coming, at)

@@ -1,7 +1,8 @@
 """Which attributes of which architecture form its trunk: data, keyed by the model's class name.
 
 Verified by the tests: the stages of each, run one after the other, equal the plain forward bit for
-bit. A subclass is not taken for its parent, since it may add paths between blocks.
+bit. A subclass is not taken for its parent, since it may add paths between blocks. What has no
+layout is cut by a guess, which a worker checks before anything is computed (dataflow.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import inspect
 import torch
 
 from ..errors import LayoutError
-from ..trunk import ControlLayout, TrunkLayout
+from ..trunk import ControlLayout, TrunkLayout, guess_layout
 
 _BLOCKS = TrunkLayout(blocks=("blocks",))
 _LAYERS = TrunkLayout(blocks=("layers",))
@@ -28,6 +29,9 @@ _DOUBLE_AND_SINGLE = TrunkLayout(
 # The text is refined first, then the noise, and both enter the layers.
 _REFINED = TrunkLayout(
     blocks=("context_refiner", "noise_refiner", "layers"), joins=(("context_refiner", "layers"),)
+)
+_PATCHES_AND_PIXELS = TrunkLayout(
+    blocks=("patch_blocks", "pixel_blocks"), shared=(("patch_blocks", "pixel_blocks"),)
 )
 
 LAYOUTS = {
@@ -86,6 +90,8 @@ LAYOUTS = {
     "MageFlowTransformer2DModel": _CONTROLLED_BLOCKS,
     "LensTransformer2DModel": _CONTROLLED_BLOCKS,
     "LTXVModel": _TRANSFORMER_BLOCKS,
+    # LTX-2: video and audio go through the same blocks, as a pair.
+    "LTXAVModel": _TRANSFORMER_BLOCKS,
     # ACE-Step
     "ACEStepTransformer2DModel": _TRANSFORMER_BLOCKS,
     "AceStepConditionGenerationModel": TrunkLayout(blocks=("decoder.layers",)),
@@ -106,9 +112,8 @@ LAYOUTS = {
         blocks=("text_transformer_blocks", "visual_transformer_blocks"),
         shared=(("text_transformer_blocks", "visual_transformer_blocks"),),
     ),
-    "PixDiT_T2I": TrunkLayout(
-        blocks=("patch_blocks", "pixel_blocks"), shared=(("patch_blocks", "pixel_blocks"),)
-    ),
+    "PixDiT_T2I": _PATCHES_AND_PIXELS,
+    "PidNet": _PATCHES_AND_PIXELS,
     "ErnieImageModel": _LAYERS,
     "Ideogram4Transformer2DModel": _LAYERS,
     "JoyImageTransformer3DModel": TrunkLayout(blocks=("double_blocks",)),
@@ -116,6 +121,8 @@ LAYOUTS = {
     "SingleStreamDiT": TrunkLayout(
         blocks=("txtfusion.layerwise_blocks", "txtfusion.refiner_blocks", "blocks")
     ),
+    # SeedVR2
+    "NaDiT": _BLOCKS,
     # Wan 2.1, 2.2
     "WanModel": _BLOCKS,
     "VaceWanModel": TrunkLayout(
@@ -130,28 +137,57 @@ LAYOUTS = {
     "WanDancerModel": _BLOCKS,
 }
 
+# What ComfyUI loads and this pack refuses, and why.
+_NO_DIFFUSION = "it is no diffusion model"
+REFUSED = {
+    "StageB": "it runs its blocks several times in one evaluation",
+    "CausalWanModel": "its sampler runs parts of it, and keeps what its blocks made, by itself",
+    "HiDreamO1Transformer": "it keeps what its blocks made for the next evaluation",
+    "MiniMaxH3Model": "its conditioning holds objects that cannot be sent to worker processes",
+    "RTv4": _NO_DIFFUSION,
+    "SAM3Model": _NO_DIFFUSION,
+    "DepthAnything3Net": _NO_DIFFUSION,
+}
+
 # Parts outside the trunk that ComfyUI's conditioning code runs in its own process, before sampling.
-HOST_PARTS = {"Anima": ("llm_adapter",)}
+HOST_PARTS = {
+    "Anima": ("llm_adapter",),
+    # Not every version of LTX-2 has all of them.
+    "LTXAVModel": (
+        "caption_projection",
+        "audio_caption_projection",
+        "video_embeddings_connector",
+        "audio_embeddings_connector",
+    ),
+}
 
 
 def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
-    """The layout of this architecture.
+    """The layout of this architecture, or a guess.
 
     Raises:
-        LayoutError: there is none.
+        LayoutError: it is one that cannot be spread, or has nothing to guess from.
     """
     name = type(diffusion_model).__name__
-    if name not in LAYOUTS:
+    if name in REFUSED:
         raise LayoutError(
-            f"{name} cannot be spread over devices: AsyncDiff has no layout for this architecture. "
-            f"It has layouts for {', '.join(LAYOUTS)}. Load the model with ComfyUI's own loader."
+            f"{name} cannot be spread over devices. AsyncDiff has no layout for this architecture, "
+            f"since {REFUSED[name]}. Load the model with ComfyUI's own loader."
         )
-    return LAYOUTS[name]
+    return LAYOUTS[name] if name in LAYOUTS else guess_layout(diffusion_model)
+
+
+def has_layout(diffusion_model: torch.nn.Module) -> bool:
+    """Whether `layout_of` knows, and does not guess."""
+    return type(diffusion_model).__name__ in LAYOUTS
 
 
 def host_parts_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:
     """Names of the submodules whose weights the ComfyUI process needs."""
-    return HOST_PARTS.get(type(diffusion_model).__name__, ())
+    parts = HOST_PARTS.get(type(diffusion_model).__name__, ())
+    return tuple(
+        part for part in parts if isinstance(getattr(diffusion_model, part, None), torch.nn.Module)
+    )
 
 
 def entry_of(diffusion_model: torch.nn.Module) -> str:

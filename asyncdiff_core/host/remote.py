@@ -14,6 +14,7 @@ from typing import Any
 import comfy.model_management
 import folder_paths
 import torch
+from torch.utils import _pytree as pytree
 
 from ..errors import (
     AsyncDiffError,
@@ -64,7 +65,7 @@ class RemoteModel:
         request: over which devices, and what is fixed of the plan.
 
     Raises:
-        LayoutError: the architecture has no layout.
+        LayoutError: the architecture cannot be spread.
         PlanError: the plan has more stages than the trunk has units.
     """
 
@@ -171,7 +172,8 @@ class RemoteModel:
             raise
         run.is_prepared = True
         run.text.show_phase(run.group)
-        return output.to(x.device if isinstance(x, torch.Tensor) else x[0].device)
+        device = x.device if isinstance(x, torch.Tensor) else x[0].device
+        return pytree.tree_map(lambda part: part.to(device), output)  # video and audio are a list
 
     def _may_try_again(self, run: _Run, error: WorkerError) -> bool:
         """Whether a new group may do better than the one that `error` ended in its first step."""

@@ -16,13 +16,14 @@ import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
 
 from ..costs import measure_costs  # noqa: E402
+from ..dataflow import require_chain  # noqa: E402
 from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
 from . import pickling  # noqa: E402
 from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
 from .hooks import HOOK, StageHooks  # noqa: E402
-from .layouts import entry_of, layout_of  # noqa: E402
+from .layouts import entry_of, has_layout, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
 from .skipped_blocks import with_every_unit_called  # noqa: E402
 
@@ -63,13 +64,20 @@ class ComfyStageModel:
         self.staged: StagedModel
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
-        """Cost of each unit for these inputs, from one forward on the meta device."""
+        """Cost of each unit for these inputs, from one forward on the meta device.
+
+        Raises:
+            LayoutError: the architecture has no layout, and its blocks are no pipeline.
+        """
         with deferred_weights(configure=self._configure):
             model = self._loader.without_paging().model.diffusion_model
         trunk = Trunk.of(model, layout_of(model))
+        entry = entry_of(model)
         with _attention_on_meta():
+            if not has_layout(model):
+                require_chain(model, trunk, args, kwargs, entry=entry)
             return measure_costs(
-                model, trunk, args, kwargs, entry=entry_of(model), device_type=self._device.type
+                model, trunk, args, kwargs, entry=entry, device_type=self._device.type
             )
 
     def load(self, start: int, stop: int) -> tuple[int, int]:

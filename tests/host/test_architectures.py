@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from asyncdiff_core.host.layouts import LAYOUTS
+from asyncdiff_core.trunk import TrunkLayout
+from benchmarks.compatibility import version_of
 from demo.comfy_server import REPO_ROOT
+from dev import DEFAULT_HOST
 
 from .processes import run
 
@@ -27,8 +30,22 @@ def test_stages_equal_the_plain_forward(comfyui_path: Path) -> None:
     errors = {label: row["error"] for label, row in report.items() if "error" in row}
     assert errors == {}
     assert {row["class"] for row in report.values()} == set(LAYOUTS)
+    missing = {label for label in report if "missing" in report[label]}
+    assert not missing or version_of(comfyui_path) != DEFAULT_HOST, missing
+    report = {label: row for label, row in report.items() if label not in missing}
     for label, row in report.items():
         knows_control = {"control residuals"} if LAYOUTS[row["class"]].control else set()
         assert set(row["held"]) == COMPARISONS | knows_control, label
         failed = [name for name, value in row["held"].items() if value is not True]
         assert failed == [], f"{label}: {failed}"
+    # Without their layouts: what passes the check is right, and most of what is a pipeline passes.
+    guesses = {label: row["guess"] for label, row in report.items()}
+    assert "wrong" not in guesses.values()
+    passed = {label for label, guess in guesses.items() if guess == "passes"}
+    refused = [guess for guess in guesses.values() if guess != "passes"]
+    assert len(passed) >= 25
+    assert all("cannot be spread" in guess for guess in refused)
+    layouts = [LAYOUTS[report[label]["class"]] for label in passed]
+    assert [
+        layout for layout in layouts if layout != TrunkLayout(layout.blocks, control=layout.control)
+    ] == []

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from asyncdiff_core.host.dealing import deal, gather, options_of_hand, take
-from asyncdiff_core.host.forecast import Forecaster
+from asyncdiff_core.host.forecast import AUDIO, Forecaster
 
 
 def test_chunks_go_by_cond_index() -> None:
@@ -53,6 +53,11 @@ def test_gather_undoes_deal() -> None:
     hands = deal([0, 1, 0], 2)
     outputs = [torch.cat([whole.chunk(3)[chunk] for chunk in hand]) for hand in hands]
     assert torch.equal(gather(outputs, hands), whole)
+    both = gather([[output, 2 * output] for output in outputs], hands)  # video and audio
+    assert torch.equal(both[0], whole) and torch.equal(both[1], 2 * whole)
+
+
+SAME = object()  # as the timestep of the video
 
 
 class Sampling:
@@ -62,12 +67,15 @@ class Sampling:
         return sigma * 1000
 
 
-def call(sigma: float, listed: list[float], timestep: torch.Tensor | None = None) -> Any:
+def call(
+    sigma: float, listed: list[float], timestep: torch.Tensor | None = None, audio: Any = None
+) -> Any:
     options = {"sigmas": torch.tensor([sigma]), "sample_sigmas": torch.tensor(listed)}
     t = torch.full((2,), float(torch.tensor(sigma) * 1000)) if timestep is None else timestep
 
     def with_options(options: Any) -> Any:
-        return (torch.zeros(2, 4), t), {"transformer_options": options}
+        more = {} if audio is None else {AUDIO: t if audio is SAME else audio}
+        return (torch.zeros(2, 4), t), {"transformer_options": options, **more}
 
     return Forecaster(Sampling()).forecast(options, with_options)
 
@@ -89,6 +97,14 @@ def test_a_timestep_of_its_own_kind_is_not_foreseen() -> None:
     """Models that make a timestep per token, or scale it by something else than sigma."""
     assert call(1.0, [1.0, 0.5, 0.0], torch.full((2, 3), 1000.0)).coming is None
     assert call(1.0, [1.0, 0.5, 0.0], torch.full((2,), 999.0)).coming is None
+
+
+def test_the_timestep_of_the_audio_goes_along() -> None:
+    forecast = call(1.0, [1.0, 0.5, 0.0], audio=SAME)
+    assert forecast.coming == (0.5,)
+    assert torch.equal(forecast.at(0.5)[1][AUDIO], torch.tensor([500.0, 500.0]))
+    masked = call(1.0, [1.0, 0.5, 0.0], audio=torch.zeros(2, 3, 1))
+    assert masked.coming is None
 
 
 def test_no_sigma_no_forecast() -> None:

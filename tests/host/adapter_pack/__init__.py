@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .attention import ImageAttention
+from .inputs import TestConditioning, TestLatent, TestSaveLatent
 
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
 
@@ -56,4 +57,10 @@ class TestModelPatch:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"TestImageAdapter": TestImageAdapter, "TestModelPatch": TestModelPatch}
+NODE_CLASS_MAPPINGS = {
+    node.__name__: node
+    for node in (
+        *(TestImageAdapter, TestModelPatch),
+        *(TestConditioning, TestLatent, TestSaveLatent),
+    )
+}

@@ -2,11 +2,13 @@
 
     python architecture_parity.py COMFYUI PACK [LABEL ..]
 
-Prints one JSON object: per architecture its class, its number of units, and what was compared.
+Prints one JSON object: per architecture its class, its number of units, what was compared, and what
+becomes of it as one that has no layout.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import traceback
@@ -23,14 +25,17 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     from torch.utils import _pytree as pytree
 
     from asyncdiff_core.costs import parameter_costs
+    from asyncdiff_core.dataflow import require_chain
+    from asyncdiff_core.errors import LayoutError
     from asyncdiff_core.evaluator import Inputs
     from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
+    from asyncdiff_core.host.stage_weights import _attention_on_meta
     from asyncdiff_core.oracle import Oracle, _copy_inputs
     from asyncdiff_core.partition import Range, partition
     from asyncdiff_core.residuals import Residuals
     from asyncdiff_core.schedule import AsyncSchedule
     from asyncdiff_core.stage import StagedModel, copy_output
-    from asyncdiff_core.trunk import Trunk
+    from asyncdiff_core.trunk import Trunk, guess_layout
 
     torch.set_num_threads(1)
 
@@ -40,6 +45,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
 
     def compare(architecture: Architecture) -> dict[str, object]:
         model = architecture.build()
+        spare = copy.deepcopy(model)
         entry = entry_of(model)
         inputs = [architecture.evaluation(number) for number in range(3)]
         plain = []
@@ -75,7 +81,29 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             held["control residuals"] = not same(staged_result[0], plain[0]) and all(
                 same(result, staged_result[0]) for result in staged_result[1:]
             )
-        return {"class": type(model).__name__, "units": num_units, "held": held}
+        found = {"class": type(model).__name__, "units": num_units, "held": held}
+        return {**found, "guess": guessed(spare, inputs[0], plain[0])}
+
+    def guessed(model: torch.nn.Module, each: tuple, plain: object) -> str:
+        """What becomes of the architecture as if it had no layout.
+
+        ``passes``, or the reason of the refusal; ``wrong`` if it passes and its stages do not give
+        `plain`.
+        """
+        entry = entry_of(model)
+        try:
+            on_meta = copy.deepcopy(model).to("meta")
+            trunk = Trunk.of(on_meta, guess_layout(on_meta))
+            with _attention_on_meta():
+                require_chain(on_meta, trunk, *each, entry=entry)
+        except LayoutError as error:
+            return str(error)
+        trunk = Trunk.of(model, guess_layout(model))
+        ranges = partition(parameter_costs(trunk), [1.0] * 3)
+        oracle = Oracle(StagedModel(model, trunk, entry), ranges)
+        oracle.begin_run(AsyncSchedule(1))
+        is_right = same(oracle.evaluate("lane", *_copy_inputs(*each)), plain)
+        return "passes" if is_right else "wrong"
 
     def residuals_for(trunk: Trunk, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """One for each block that takes one, as small as can be added to what flows there."""
@@ -140,9 +168,16 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         for architecture in ARCHITECTURES:
             if labels and architecture.label not in labels:
                 continue
+            missing = {"class": architecture.class_name, "missing": True}
+            if not architecture.is_known():
+                report[architecture.label] = missing
+                continue
             try:
                 report[architecture.label] = compare(architecture)
-            except Exception:
+            except Exception as error:
+                if "unexpected keyword argument" in str(error):  # a newer version's option
+                    report[architecture.label] = missing
+                    continue
                 report[architecture.label] = {"error": traceback.format_exc()}
     print(json.dumps(report))
 

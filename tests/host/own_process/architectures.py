@@ -48,11 +48,22 @@ class Architecture:
     inputs: Callable[[Draw], Inputs]
     timestep: float = 0.7
 
+    @property
+    def class_name(self) -> str:
+        return self.path.partition(":")[2]
+
+    def is_known(self) -> bool:
+        """Whether this ComfyUI has the class; an older one has not all of them."""
+        try:
+            module = importlib.import_module(f"comfy.ldm.{self.path.partition(':')[0]}")
+        except ModuleNotFoundError:
+            return False
+        return hasattr(module, self.class_name)
+
     def build(self) -> torch.nn.Module:
         """The model, with the same random weights every time."""
-        module, _, name = self.path.partition(":")
-        cls = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-        model = cls(
+        module = importlib.import_module(f"comfy.ldm.{self.path.partition(':')[0]}")
+        model = getattr(module, self.class_name)(
             **self.config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
         )
         draw = Draw(3)
@@ -204,6 +215,28 @@ LTX = {
     "num_attention_heads": 2,
     "caption_channels": 16,
     "num_layers": 5,
+}
+LTX_AV = {
+    **LTX,
+    "audio_in_channels": 128,  # eight channels of sixteen frequencies
+    "audio_cross_attention_dim": 32,
+    "audio_attention_head_dim": 16,
+    "audio_num_attention_heads": 2,
+    "connector_attention_head_dim": 8,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+}
+PIXEL_DIT = {
+    "num_groups": 2,
+    "hidden_size": 32,
+    "pixel_hidden_size": 4,
+    "pixel_attn_hidden_size": 16,
+    "pixel_num_groups": 2,
+    "patch_depth": 4,
+    "pixel_depth": 2,
+    "patch_size": 4,
+    "txt_embed_dim": 16,
+    "txt_max_length": 7,
 }
 
 
@@ -648,6 +681,17 @@ ARCHITECTURES = (
         },
     ),
     Architecture(
+        "LTX-2",
+        "lightricks.av_model:LTXAVModel",
+        LTX_AV,
+        lambda draw: {
+            "x": [video(draw, 8), draw(1, 8, 6, 16)],
+            "context": text(draw, 1, 2 * 16),
+            "a_timestep": torch.full((1,), 0.7),
+            "attention_mask": None,
+        },
+    ),
+    Architecture(
         "Mochi",
         "genmo.joint_model.asymm_models_joint:AsymmDiTJoint",
         {
@@ -888,19 +932,26 @@ ARCHITECTURES = (
     Architecture(
         "PixelDiT",
         "pixeldit.model:PixDiT_T2I",
-        {
-            "num_groups": 2,
-            "hidden_size": 32,
-            "pixel_hidden_size": 4,
-            "pixel_attn_hidden_size": 16,
-            "pixel_num_groups": 2,
-            "patch_depth": 4,
-            "pixel_depth": 2,
-            "patch_size": 4,
-            "txt_embed_dim": 16,
-            "txt_max_length": 7,
-        },
+        PIXEL_DIT,
         lambda draw: {"x": draw(2, 3, 10, 14), "context": text(draw)},
+    ),
+    Architecture(
+        "PiD",
+        "pixeldit.pid:PidNet",
+        {
+            **PIXEL_DIT,
+            "lq_latent_channels": 4,
+            "lq_hidden_dim": 8,
+            "lq_num_res_blocks": 1,
+            "latent_spatial_down_factor": 1,
+            "pit_lq_inject": True,
+        },
+        lambda draw: {
+            "x": draw(2, 3, 10, 14),
+            "context": text(draw),
+            "lq_latent": draw(2, 4, 5, 7),
+            "degrade_sigma": torch.tensor([0.3]),
+        },
     ),
     Architecture(
         "TripoSplat",
@@ -916,6 +967,28 @@ ARCHITECTURES = (
             "cond2_channels": 8,
         },
         lambda draw: {"x": [draw(1, 16, 4), draw(1, 1, 5)], "context": text(draw, 1)},
+    ),
+    Architecture(
+        "SeedVR2",
+        "seedvr.model:NaDiT",
+        {
+            "norm_eps": 1e-5,
+            "num_layers": 4,
+            "mlp_type": "swiglu",
+            "vid_dim": 48,
+            "txt_in_dim": 16,
+            "heads": 2,
+            "head_dim": 24,
+            "rope_dim": 24,
+            "mm_layers": 2,
+            "vid_out_norm": True,
+        },
+        lambda draw: {
+            "x": draw(2, 16, 3, 8, 12),
+            "context": text(draw),
+            "condition": draw(2, 17, 3, 8, 12),
+        },
+        timestep=700.0,
     ),
     Architecture(
         "Stable Cascade, stage C",

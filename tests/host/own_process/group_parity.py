@@ -22,8 +22,9 @@ def main(comfyui: str, pack: str) -> None:
     import comfy.sample
     import comfy.utils
     import torch
-    from tiny_models import CONFIGS, conditioning, empty_latent, load
+    from tiny_models import CONFIGS, REFUSED, conditioning, empty_latent, load
 
+    from asyncdiff_core.errors import WorkerError
     from asyncdiff_core.host.attachments import split_options
     from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.host.layouts import entry_of, layout_of
@@ -93,6 +94,16 @@ def main(comfyui: str, pack: str) -> None:
             assert torch.isfinite(stock).all(), name
             workers = 3 if name == "Wan VACE" else 2
             model = parallelize(stock_model, plan_for(",".join(["cpu"] * workers)))
+            if name == REFUSED:
+                try:
+                    sample(model, name)
+                    reason = ""
+                except WorkerError as error:
+                    reason = str(error)
+                said = "OtherHunYuanDiT cannot be spread", "blocks.5 reads the output of blocks.2"
+                held[f"{name}: refused by name"] = all(part in reason for part in said)
+                POOL.close()
+                continue
             full = sample(with_schedule(model, steps, False), name)
             held[f"{name}: full warm-up equals stock"] = torch.equal(full, stock)
             ours = sample(with_schedule(model, 1, False), name)

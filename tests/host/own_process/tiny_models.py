@@ -11,7 +11,7 @@ from architectures import COSMOS2, FLUX, LUMINA, WAN
 
 SIXTEEN = {"in_channels": 16, "out_channels": 16}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Flux.1": ("Flux", {**FLUX, **SIXTEEN, "image_model": "flux"}),
+    "Flux.1 without a layout": ("Flux", {**FLUX, **SIXTEEN, "image_model": "flux"}),
     "Lumina 2": ("Lumina2", {**LUMINA, "in_channels": 16, "image_model": "lumina2"}),
     "Wan VACE": (
         "WAN21_Vace",
@@ -40,6 +40,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# A name that ends so stands for a class that AsyncDiff does not know.
+WITHOUT_LAYOUT = " without a layout"
+CONFIGS[REFUSED := "HunyuanDiT" + WITHOUT_LAYOUT] = CONFIGS["HunyuanDiT"]
+
 
 def load(name: str) -> Any:
     """A ModelPatcher, the same weights every time."""
@@ -47,6 +51,9 @@ def load(name: str) -> Any:
     config = getattr(comfy.supported_models, kind)({**unet_config, "dtype": torch.float32})
     cpu = torch.device("cpu")
     model = config.get_model({}, "", device=cpu)
+    if name.endswith(WITHOUT_LAYOUT):
+        original = type(model.diffusion_model)
+        model.diffusion_model.__class__ = type(f"Other{original.__name__}", (original,), {})
     generator = torch.Generator().manual_seed(3)
     state = {}
     for key, value in model.diffusion_model.state_dict().items():
@@ -74,7 +81,7 @@ def conditioning(name: str, seed: int) -> list[Any]:
         words = {"t5xxl_ids": torch.arange(5) + seed, "t5xxl_weights": torch.ones(5)}
         return [[draw(1, 7, 1024), words]]
     more: dict[str, Any] = {"pooled_output": draw(1, 8)}
-    if name == "HunyuanDiT":
+    if name.startswith("HunyuanDiT"):
         more |= {
             "attention_mask": torch.ones(1, 7),
             "conditioning_mt5xl": draw(1, 9, 16),
@@ -84,6 +91,6 @@ def conditioning(name: str, seed: int) -> list[Any]:
 
 
 def empty_latent(name: str) -> torch.Tensor:
-    channels = 4 if name == "HunyuanDiT" else 16
+    channels = 4 if name.startswith("HunyuanDiT") else 16
     frames = {"Wan VACE": (3,), "Anima": (1,)}.get(name, ())
     return torch.zeros(1, channels, *frames, 10, 12)

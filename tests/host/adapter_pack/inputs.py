@@ -1,0 +1,68 @@
+"""Inputs of a sampler for models whose text encoder is too large for a test."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import comfy.nested_tensor
+import torch
+
+
+class TestConditioning:
+    """A random prompt of seven tokens; `pooled` 0 leaves the pooled output away."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        numbers = {k: ("INT", {"min": 0, "max": 2**20}) for k in ("width", "pooled", "seed")}
+        return {"required": {**numbers, "masked": ("BOOLEAN", {})}}
+
+    def make(self, width: int, pooled: int, seed: int, masked: bool) -> tuple[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        context = torch.randn(1, 7, width, generator=generator)
+        more = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+        if masked:
+            more["attention_mask"] = torch.ones(1, 7, dtype=torch.int64)
+        return ([[context, more]],)
+
+
+class TestLatent:
+    """An empty latent of these shapes; of several parts (video and audio) if there are several."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "make"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"shapes": ("STRING", {})}}
+
+    def make(self, shapes: str) -> tuple[Any]:
+        parts = [torch.zeros(shape) for shape in json.loads(shapes)]
+        nested = comfy.nested_tensor.NestedTensor(parts) if len(parts) > 1 else parts[0]
+        return ({"samples": nested},)
+
+
+class TestSaveLatent:
+    """Saves the latent, of several parts end to end, as SaveLatent does one of a single part."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"samples": ("LATENT",), "filename_prefix": ("STRING", {})}}
+
+    def save(self, samples: Any, filename_prefix: str) -> Any:
+        import nodes
+
+        latent = samples["samples"]
+        parts = latent.unbind() if latent.is_nested else [latent]
+        flat = torch.cat([part.flatten() for part in parts])
+        return nodes.SaveLatent().save({"samples": flat}, filename_prefix)
