@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import CallbacksMP
 
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
 from .attachments import reporting_back, split_options
+from .compilation import KEY, KIND, ROOT, compilation_of, elsewhere, keys_of
 from .layouts import host_parts_of
 from .patches import MODEL_PREFIX
 from .remote import RemoteModel
@@ -49,6 +50,9 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         here = devices.count(str(patcher.load_device))
         patcher.size = max(1, remote.weight_bytes * here // len(devices))
         patcher.model.device = patcher.load_device
+        wrappers = patcher.wrappers.get(KIND, {})
+        if KEY in wrappers:
+            wrappers[KEY] = [elsewhere(wrapper) for wrapper in wrappers[KEY]]
         adopted: AsyncDiffModelPatcher = patcher
         return adopted
 
@@ -58,12 +62,18 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         n.schedule = self.schedule
         return n
 
+    def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
+        if (wrapper_type, key) == (KIND, KEY):
+            wrapper = elsewhere(wrapper)
+        super().add_wrapper_with_key(wrapper_type, key, wrapper)
+
     # Sampling --------------------------------------------------------------------------------
 
     def pre_run(self) -> None:
         self._refuse_what_cannot_cross()
         self._free_memory = None
-        self.remote.begin_run(self.schedule, str(self.patches_uuid), self.patches)
+        compilation = compilation_of(self)
+        self.remote.begin_run(self.schedule, str(self.patches_uuid), self.patches, compilation)
         super().pre_run()
 
     def cleanup(self) -> None:
@@ -96,8 +106,11 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
             for part in host_parts_of(self.model.diffusion_model)
             if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self.patches)
         ]
-        if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
-            refused.append("torch.compile (TorchCompileModel)")
+        refused += [
+            f"torch.compile of {key!r}, which is no part of the diffusion model"
+            for key in keys_of(self)
+            if key != ROOT and not key.startswith(f"{ROOT}.")
+        ]
         elsewhere = [
             leaf
             for key, value in self.model_options.items()

@@ -119,15 +119,23 @@ class RemoteModel:
         """Whether conds may be dealt to replicas, for which they must come in one batch."""
         return any(plan.replicas > 1 for plan in self.request.candidates())
 
-    def begin_run(self, schedule: AsyncSchedule, uuid: str, patches: dict[str, Any]) -> None:
+    def begin_run(
+        self,
+        schedule: AsyncSchedule,
+        uuid: str,
+        patches: dict[str, Any],
+        compilation: Any = None,
+    ) -> None:
         """A sampling run begins.
 
         Args:
             uuid: names `patches`; the same again means the same patches.
             patches: weight patches by key, as ModelPatcher collects them.
+            compilation: see compilation.compilation_of.
         """
         forecaster = Forecaster(self._base_model.model_sampling)
-        self._run = _Run(self._take_group(schedule), schedule, uuid, patches, forecaster)
+        group = self._take_group(schedule)
+        self._run = _Run(group, schedule, uuid, patches, compilation, forecaster)
 
     def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
         group = POOL.obtain(self.key, self._make_group, schedule)
@@ -194,6 +202,7 @@ class RemoteModel:
         run.group.set_patches(
             run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
         )
+        run.group.set_compilation(run.compilation)
         if code:
             key, payload = run.attachments.key_of(code)
             if key not in run.attached:
@@ -315,6 +324,7 @@ class _Run:
     schedule: AsyncSchedule
     uuid: str
     patches: dict[str, Any]
+    compilation: Any
     forecaster: Forecaster
     attachments: Attachments = field(default_factory=Attachments)
     attached: set[str] = field(default_factory=set)  # keys of those that the group has
