@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,9 +86,23 @@ def main(argv: Sequence[str]) -> None:
         sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
     sock.setblocking(True)
     host = Host(options.host, options.folder)
-    with SignsOfLife(sock, host):
-        from .worker import run
+    try:
+        with SignsOfLife(sock, host):
+            from .worker import run
+    except Exception as error:
+        traceback.print_exc()
+        sock.sendall(plain_frame(("Failed", 0, _failure(error))))
+        sys.exit(1)
     run(sock, host)
+
+
+def _failure(error: Exception) -> tuple[str, str, str]:
+    """The fields of messages.Failed, for an import that failed."""
+    # How Python, the C library and the loader of shared objects say it.
+    signs = ("allocate memory", "failed to map segment", "bad_alloc")
+    is_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+    text = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return text, "memory" if is_memory else "error", traceback.format_exc()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from . import messages
-from .errors import WorkerError, WorkerStartError
+from .errors import WorkerError, WorkerOutOfMemoryError, WorkerStartError
 from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
@@ -162,11 +162,14 @@ class WorkerGroup(Evaluator):
         """Wait for the workers to come up.
 
         Raises:
+            WorkerOutOfMemoryError: there was too little memory for one of them.
             WorkerStartError: one of them did not.
         """
         self._require_whole()
         try:
             self._exchange.wait_until_ready(START_SECONDS)
+        except WorkerOutOfMemoryError:
+            raise
         except WorkerError as error:
             raise WorkerStartError(f"A worker did not start. {error}") from error
 

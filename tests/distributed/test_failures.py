@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from asyncdiff_core.messages import Beat
 from asyncdiff_core.process import Launch, WorkerProcess
 from asyncdiff_core.schedule import AsyncSchedule
 from tests.distributed.helpers import (
+    LAUNCH,
     ROOT,
     Gate,
     batched,
@@ -260,6 +262,33 @@ def test_a_worker_that_cannot_import_the_engine(own_group: Any, tmp_path: Path) 
     assert_broken(group, pids)
     log = Path(str(caught.value).rpartition("log is ")[2].strip())
     assert "asyncdiff_core" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "text"),
+    [
+        (
+            "import no_such_library",
+            WorkerStartError,
+            "did not start.*ModuleNotFoundError: No.*such",
+        ),
+        ("raise MemoryError", WorkerOutOfMemoryError, "worker . on cpu: MemoryError"),
+        (
+            "raise ImportError('libtorch.so: failed to map segment from shared object')",
+            *(WorkerOutOfMemoryError, "worker . on cpu: ImportError: libtorch.so: failed to map"),
+        ),
+    ],
+)
+def test_a_worker_that_fails_to_import(
+    own_group: Any, tmp_path: Path, line: str, error: type[Exception], text: str
+) -> None:
+    (tmp_path / "torch.py").write_text(line)
+    launch = replace(LAUNCH, python_path=(str(tmp_path), *LAUNCH.python_path))
+    group = own_group("chain", 2, launch=launch)
+    pids = pids_of(group)
+    with pytest.raises(error, match=text + ".*log is"):
+        group.wait_until_ready()
+    assert_broken(group, pids)
 
 
 def test_a_worker_that_is_killed_while_it_starts(own_group: Any) -> None:
