@@ -371,14 +371,6 @@ FEATURES = (
         ),
     ),
     Feature(
-        "torch.compile of a block, attention in it replaced as by IP-Adapter",
-        "sd15",
-        chain(
-            patched("TestTorchCompile", backend="scaled", keys=SD15_KEY),
-            patched("TestImageAdapter", weight=0.7),
-        ),
-    ),
-    Feature(
         "torch.compile with a backend that fails",
         "sd15",
         patched("TestTorchCompile", backend="broken", keys=SD15_KEY),
