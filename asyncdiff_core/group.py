@@ -35,6 +35,7 @@ from .transport import choose_backend
 log = get_logger("group")
 
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
+COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
 
 Cuts = tuple[tuple[Range, ...], ...]  # of the stages of each replica
 
@@ -123,6 +124,7 @@ class WorkerGroup(Evaluator):
         self._costs: dict[Any, tuple[float, ...]] = {}
         self._signature: Any = None
         self._patches_uuid: str | None = None
+        self._compilation: tuple[Any] | None = (None,)  # what `set_compilation` was given
         self._encoders: dict[int, InputEncoder] = {}
 
     # Life ------------------------------------------------------------------------------------
@@ -266,6 +268,17 @@ class WorkerGroup(Evaluator):
         self._request([messages.Patch(payload(*m.units)) for m in self.members])
         self._patches_uuid = uuid
 
+    def set_compilation(self, payload: Any) -> None:
+        """Have the units compiled as `payload` says, or not if it is None; see messages.Compile.
+
+        Nothing is done if they are already. It is the next evaluation that takes the time.
+        """
+        if self._compilation == (payload,):
+            return
+        self._compilation = None  # unknown, if what follows is interrupted
+        self._request([messages.Compile(payload)] * len(self.members))
+        self._compilation = (payload,)
+
     def attach(self, key: str, payload: Callable[[int, int], Any]) -> None:
         """Have every worker keep what the inputs of this run's evaluations refer to as `key`.
 
@@ -381,6 +394,7 @@ class WorkerGroup(Evaluator):
 
     def _forget_loaded(self) -> None:
         self._cuts, self._signature, self._patches_uuid = (), None, None
+        self._compilation = (None,)
         self._load_going_on = None
         for member in self.members:
             member.units, member.loaded = (0, 0), messages.Loaded(0, 0, 0)
@@ -441,7 +455,9 @@ class WorkerGroup(Evaluator):
         """Wait for the output of the `number`-th evaluation of a round."""
         if number:
             start = time.perf_counter()
-        (result,) = self._collect(ticket, [member], self._timeout)
+        is_compiled = self._compilation != (None,)
+        patience = max(self._timeout, COMPILE_SECONDS) if is_compiled else self._timeout
+        (result,) = self._collect(ticket, [member], patience)
         end = time.perf_counter()
         self.cold = False
         report = self.report

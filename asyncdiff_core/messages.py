@@ -75,6 +75,13 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Compile:
+    """Compile the owned units as `payload` says, or have them as they are if it is None."""
+
+    payload: Any
+
+
+@dataclass(frozen=True)
 class Attach:
     """What the inputs of evaluations of this run may refer to as `key`.
 
@@ -146,7 +153,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Done:
-    """Answer to Patch, Attach and Unload."""
+    """Answer to Patch, Compile, Attach and Unload."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,8 @@ class Failed:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Configure, MeasureCosts, Load, Unload, Patch, Attach, Evaluate, EndRun, Stop),
+        *(Configure, MeasureCosts, Load, Unload, Patch, Compile, Attach, Evaluate),
+        *(EndRun, Stop),
         *(Ready, Costs, Loaded, Done, Result, RunEnded, Beat, Failed),
     )
 }

@@ -123,6 +123,9 @@ class StagedModel:
         model: the model; the `forward` of its units is replaced on the instance.
         trunk: its units.
         entry: the model's method that one evaluation calls.
+
+    Attributes:
+        forwards: what each unit computes with; another one may take its place between evaluations.
     """
 
     def __init__(self, model: torch.nn.Module, trunk: Trunk, entry: str = "forward") -> None:
@@ -134,8 +137,9 @@ class StagedModel:
         self._scratch: dict[tuple[TensorMeta, torch.device], torch.Tensor] = {}
         self._device = torch.device("cpu")
         self.num_units_run = 0  # progress, for whoever watches from another thread
+        self.forwards: list[Callable[..., Any]] = [unit.module.forward for unit in trunk.units]
         for index, unit in enumerate(trunk.units):
-            unit.module.forward = self._replacement(index, unit.module.forward)
+            unit.module.forward = self._replacement(index)
 
     def run_stage(
         self,
@@ -201,11 +205,11 @@ class StagedModel:
         finally:
             self._instead = None
 
-    def _replacement(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _replacement(self, index: int) -> Callable[..., Any]:
         def unit_forward(*args: Any, **kwargs: Any) -> Any:
             run = self._run
             if run is None:
-                return forward(*args, **kwargs)
+                return self.forwards[index](*args, **kwargs)
             if self._instead is not None and not self._instead[1]:
                 return self._instead[0]
             if index != run.next_unit:
@@ -219,6 +223,7 @@ class StagedModel:
             run.next_unit += 1
             if index < run.start:
                 return run.stored[index] if index in run.stored else self._placeholder(run, index)
+            forward = self.forwards[index]
             output = self._instead[0] if self._instead else forward(*args, **kwargs)
             self.num_units_run += 1
             if run.executed is not None:

@@ -100,7 +100,7 @@ class Trunk:
         def add(attribute: str, name: str, block: torch.nn.Module) -> None:
             first = len(units)
             if layout.layers:
-                units.extend(Unit(f"{name}.{i}", x) for i, x in enumerate(block.children()))
+                units.extend(Unit(f"{name}.{child}", x) for child, x in block.named_children())
             else:
                 units.append(Unit(name, block))
             spans[attribute].append((first, len(units) - 1))

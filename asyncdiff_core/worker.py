@@ -60,6 +60,9 @@ class StageModel(Protocol):
     def patch(self, payload: Any) -> None:
         """Replace the weight patches in force by those of `payload`, which may be empty."""
 
+    def compile(self, payload: Any) -> None:
+        """Compile the units that are held as `payload` says, or undo that if it is None."""
+
     def attach(self, key: str, payload: Any) -> None:
         """Keep what the inputs of evaluations may refer to as `key`."""
 
@@ -90,6 +93,7 @@ class Worker:
             messages.Load: self._load_stage,
             messages.Unload: self._unload,
             messages.Patch: self._patch,
+            messages.Compile: self._compile,
             messages.Attach: self._attach,
             messages.Evaluate: self._evaluate,
             messages.EndRun: self._end_run,
@@ -140,6 +144,10 @@ class Worker:
     def _patch(self, message: messages.Patch) -> messages.Done:
         with self._activations.except_for():
             self._model.patch(message.payload)
+        return messages.Done()
+
+    def _compile(self, message: messages.Compile) -> messages.Done:
+        self._model.compile(message.payload)
         return messages.Done()
 
     def _attach(self, message: messages.Attach) -> messages.Done:

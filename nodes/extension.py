@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import routes  # noqa: F401 - registers the routes
 from .loaders import AsyncDiffCheckpointLoader, AsyncDiffDiffusionModelLoader, AsyncDiffParallelize
+from .motion import AsyncDiffMotionModule
 from .reports import AsyncDiffTimeline
 from .sampling import AsyncDiffKSampler, AsyncDiffKSamplerAdvanced, AsyncDiffSchedule
 
@@ -18,6 +19,7 @@ class AsyncDiffExtension(ComfyExtension):
             AsyncDiffCheckpointLoader,
             AsyncDiffDiffusionModelLoader,
             AsyncDiffParallelize,
+            AsyncDiffMotionModule,
             AsyncDiffSchedule,
             AsyncDiffKSampler,
             AsyncDiffKSamplerAdvanced,

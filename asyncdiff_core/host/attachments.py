@@ -11,7 +11,7 @@ from __future__ import annotations
 import dis
 import random
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,19 @@ class Attachments:
 def mark(options: Mapping[str, Any], key: str) -> dict[str, Any]:
     """`options` with a mark that `expand` replaces."""
     return {**options, _MARK: key}
+
+
+def patches_of(tree: Any, contents: Mapping[str, bytes]) -> Hashable:
+    """What of the patches in the arguments `tree` may be baked into what is compiled, or None.
+
+    Args:
+        contents: each set of patches by its key, as bytes.
+    """
+    args, kwargs = tree
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, dict) and _MARK in value:
+            return contents[value[_MARK]], tuple(value.get("cond_or_uncond", ()))
+    return None
 
 
 def expand(

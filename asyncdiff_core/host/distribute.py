@@ -17,6 +17,7 @@ from ..schedule import AsyncSchedule
 from .layouts import has_layout, layout_of
 from .loading import Loader
 from .machine import available_devices
+from .motion import sampling_of, with_motion
 from .patcher import AsyncDiffModelPatcher
 from .remote import RemoteModel
 from .skeleton import build_skeleton
@@ -86,6 +87,28 @@ def parallelize(model: Any, plan: PlanRequest) -> Any:
     return AsyncDiffModelPatcher.adopt(clone, twin.remote, parent=twin)
 
 
+def animate(model: Any, path: str) -> Any:
+    """A clone of `model`, an SD 1.5, with the motion modules of the file `path` in it.
+
+    A MODEL of this pack stays spread as it is, a stock one stays in ComfyUI's process.
+
+    Raises:
+        InputError: `model` is no SD 1.5, or the file does not fit it.
+        LoaderError: the loader of `model` does not tell which file it read.
+    """
+    _require_model(model)
+    loader = with_motion(Loader.of(model), path)
+    is_spread = isinstance(model, AsyncDiffModelPatcher)
+    base = _distribute(loader, model.remote.request) if is_spread else loader()
+    clone = model.clone(disable_dynamic=True, model_override=base.get_clone_model_override())
+    clone.cached_patcher_init = base.cached_patcher_init
+    if is_spread:
+        AsyncDiffModelPatcher.adopt(clone, base.remote, parent=base)
+        clone.schedule = model.schedule
+    clone.add_object_patch("model_sampling", sampling_of(clone.model.model_config))
+    return clone
+
+
 def ensure_distributed(model: Any) -> Any:
     """`model` if a node of this pack has placed it already; otherwise spread over all devices.
 
@@ -141,6 +164,8 @@ def require_finite(**inputs: float) -> None:
 def _distribute(loader: Loader, plan: PlanRequest) -> AsyncDiffModelPatcher:
     try:
         patcher = build_skeleton(loader)
+    except InputError:
+        raise
     except Exception as error:
         files = ", ".join(a for a in loader.args if isinstance(a, str))
         raise CheckpointError(

@@ -34,19 +34,23 @@ _PATCHES_AND_PIXELS = TrunkLayout(
     blocks=("patch_blocks", "pixel_blocks"), shared=(("patch_blocks", "pixel_blocks"),)
 )
 
+_UNET = TrunkLayout(
+    blocks=("input_blocks", "middle_block", "output_blocks"),
+    layers=True,
+    skips=(("input_blocks", "output_blocks"),),
+    control=ControlLayout(
+        after=(("input", "input_blocks"), ("middle", "middle_block")),
+        before=(("output", "output_blocks"),),
+        from_end=True,
+    ),
+)
+
 LAYOUTS = {
     # UNets. SD 1.x, 2.x, SDXL, their inpaint models, x4 upscaler, SVD, SV3D.
     # `forward_timestep_embed` calls the layers inside the blocks.
-    "UNetModel": TrunkLayout(
-        blocks=("input_blocks", "middle_block", "output_blocks"),
-        layers=True,
-        skips=(("input_blocks", "output_blocks"),),
-        control=ControlLayout(
-            after=(("input", "input_blocks"), ("middle", "middle_block")),
-            before=(("output", "output_blocks"),),
-            from_end=True,
-        ),
-    ),
+    "UNetModel": _UNET,
+    # SD 1.5 with AnimateDiff's motion modules, see motion.py.
+    "MotionUNetModel": _UNET,
     # Stable Cascade, stage C. (The blocks of stage B are called several times.)
     "StageC": TrunkLayout(
         blocks=("down_blocks", "up_blocks"), layers=True, skips=(("down_blocks", "up_blocks"),)

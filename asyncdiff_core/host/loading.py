@@ -26,7 +26,9 @@ from ..errors import LoaderError
 from ..frames import require_plain
 
 Reader = Callable[[Any, Callable[[], Any]], None]
-_patching = threading.Lock()
+
+# Held while methods of ComfyUI's classes are replaced.
+patching = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ class Loader:
             LoaderError: its loader does not tell.
         """
         init = getattr(patcher, "cached_patcher_init", None)
+        if type(patcher).__name__ == "GGUFModelPatcher":
+            raise LoaderError(
+                f"This {type(patcher.model).__name__} comes from a GGUF file, by the nodes of "
+                "ComfyUI-GGUF. Worker processes cannot read it. Load the same model as safetensors "
+                "with Load Diffusion Model (weight_dtype fp8_e4m3fn where memory is short), or "
+                "remove the AsyncDiff nodes."
+            )
         if init is None:
             raise LoaderError(
                 f"The loader of this {type(patcher.model).__name__} does not tell which file it "
@@ -71,7 +80,7 @@ class Loader:
 
     def __call__(self, **kwargs: Any) -> Any:
         """Load; the MODEL's ModelPatcher."""
-        module, _, name = self.function.partition(":")
+        module, _, name = self.function.rpartition(":")
         function: Any = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
@@ -130,7 +139,7 @@ def deferred_weights(
 
         return device
 
-    with _patching, contextlib.ExitStack() as stack:
+    with patching, contextlib.ExitStack() as stack:
 
         def replace(target: Any, name: str, value: Any) -> None:
             stack.callback(setattr, target, name, getattr(target, name))

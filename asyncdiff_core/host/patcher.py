@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.model_patcher
-from comfy.patcher_extension import CallbacksMP, WrappersMP
+from comfy.patcher_extension import CallbacksMP
 
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
 from .attachments import reporting_back, split_options
+from .compilation import KEY, KIND, ROOT, compilation_of, elsewhere, keys_of
 from .hooks import HOOKS_MARK, strengths_of
 from .layouts import host_parts_of
 from .patches import MODEL_PREFIX
@@ -51,6 +52,9 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         here = devices.count(str(patcher.load_device))
         patcher.size = max(1, remote.weight_bytes * here // len(devices))
         patcher.model.device = patcher.load_device
+        wrappers = patcher.wrappers.get(KIND, {})
+        if KEY in wrappers:
+            wrappers[KEY] = [elsewhere(wrapper) for wrapper in wrappers[KEY]]
         adopted: AsyncDiffModelPatcher = patcher
         return adopted
 
@@ -60,13 +64,20 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         n.schedule = self.schedule
         return n
 
+    def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
+        if (wrapper_type, key) == (KIND, KEY):
+            wrapper = elsewhere(wrapper)
+        super().add_wrapper_with_key(wrapper_type, key, wrapper)
+
     # Sampling --------------------------------------------------------------------------------
 
     def pre_run(self) -> None:
         self._refuse_what_cannot_cross()
         self._free_memory = None
         hooks = tuple(self.hook_patches.values())
-        self.remote.begin_run(self.schedule, str(self.patches_uuid), self.patches, hooks)
+        self.remote.begin_run(
+            *(self.schedule, str(self.patches_uuid), self.patches, hooks, compilation_of(self))
+        )
         super().pre_run()
 
     def cleanup(self) -> None:
@@ -99,8 +110,11 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
             for part in host_parts_of(self.model.diffusion_model)
             if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self._patched_keys())
         ]
-        if "torch.compile" in self.wrappers.get(WrappersMP.APPLY_MODEL, {}):
-            refused.append("torch.compile (TorchCompileModel)")
+        refused += [
+            f"torch.compile of {key!r}, which is no part of the diffusion model"
+            for key in keys_of(self)
+            if key != ROOT and not key.startswith(f"{ROOT}.")
+        ]
         elsewhere = [
             leaf
             for key, value in self.model_options.items()

@@ -124,6 +124,7 @@ class RemoteModel:
         uuid: str,
         patches: dict[str, Any],
         hooks: Sequence[dict[str, Any]] = (),
+        compilation: Any = None,
     ) -> None:
         """A sampling run begins.
 
@@ -131,10 +132,11 @@ class RemoteModel:
             uuid: names `patches`; the same again means the same patches.
             patches: weight patches by key, as ModelPatcher collects them.
             hooks: those of the LoRAs on conditionings, which evaluations name by number.
+            compilation: see compilation.compilation_of.
         """
         forecaster = Forecaster(self._base_model.model_sampling)
         group = self._take_group(schedule)
-        self._run = _Run(group, schedule, uuid, patches, tuple(hooks), forecaster)
+        self._run = _Run(group, schedule, uuid, patches, tuple(hooks), compilation, forecaster)
 
     def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
         group = POOL.obtain(self.key, self._make_group, schedule)
@@ -205,6 +207,7 @@ class RemoteModel:
         for number in numbers_of(options):
             payload_of = functools.partial(pack_patches, run.hooks[number], units)
             self._attach(run, f"{HOOK}{number}", payload_of)
+        run.group.set_compilation(run.compilation)
         if code:
             key, payload = run.attachments.key_of(code)
             self._attach(run, key, lambda start, stop: payload)
@@ -326,6 +329,7 @@ class _Run:
     uuid: str
     patches: dict[str, Any]
     hooks: tuple[dict[str, Any], ...]
+    compilation: Any
     forecaster: Forecaster
     attachments: Attachments = field(default_factory=Attachments)
     attached: set[str] = field(default_factory=set)  # keys of those that the group has

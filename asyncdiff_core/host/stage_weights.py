@@ -21,7 +21,8 @@ from ..errors import LayoutError  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
 from . import pickling  # noqa: E402
-from .attachments import NoRandomness, expand, names_of, unpack  # noqa: E402
+from .attachments import NoRandomness, expand, names_of, patches_of, unpack  # noqa: E402
+from .compilation import Compilation  # noqa: E402
 from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, has_layout, layout_of  # noqa: E402
 from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
@@ -39,8 +40,10 @@ def spec_of(base_model: Any, loader: Loader) -> dict[str, Any]:
     devices compute alike.
     """
     config = base_model.model_config
+    # In ComfyUI the pack's modules have longer names than in a worker.
+    function = loader.function.removeprefix(__package__.removesuffix("asyncdiff_core.host"))
     return {
-        "loader": (loader.function, loader.args, loader.index),
+        "loader": (function, loader.args, loader.index),
         "dtype": config.unet_config.get("dtype"),
         "manual_cast_dtype": config.manual_cast_dtype,
     }
@@ -61,6 +64,9 @@ class ComfyStageModel:
         self._patcher: Any = None
         self._attached: dict[str, dict[str, Any]] = {}
         self._hooks = StageHooks()
+        self._contents: dict[str, bytes] = {}  # what was attached, as bytes
+        self._units = (0, 0)
+        self._compilation: Compilation | None = None
         self.staged: StagedModel
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
@@ -101,7 +107,7 @@ class ComfyStageModel:
         model = patcher.model.diffusion_model
         patcher.load_device = self._device
         patcher.patch_model(device_to=self._device)
-        self._patcher = patcher
+        self._patcher, self._units = patcher, (start, stop)
         self._put_attachments_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         owned = parameter_bytes(unit.module for unit in trunk.units[start:stop])
@@ -109,7 +115,7 @@ class ComfyStageModel:
 
     def unload(self) -> None:
         """Give the memory of the weights back."""
-        self._patcher = None
+        self._patcher = self._compilation = None
         self.__dict__.pop("staged", None)
         gc.collect()
         comfy.model_management.soft_empty_cache()
@@ -121,6 +127,15 @@ class ComfyStageModel:
         patcher.patches = pickling.unpack(payload, self._device)
         patcher.patch_model(device_to=self._device)
 
+    def compile(self, payload: Any) -> None:
+        """Compile the stage, see compilation.py."""
+        if self._compilation is not None:
+            self._compilation.undo()
+            self._compilation = None
+        if payload is not None:
+            model = self._patcher.model.diffusion_model
+            self._compilation = Compilation(payload, self.staged, model, self._units)
+
     def attach(self, key: str, payload: Any) -> None:
         """Keep patches that are code (attachments.py), or the weights of a hook (hooks.py)."""
         if key.startswith(HOOK):
@@ -129,11 +144,15 @@ class ComfyStageModel:
             code = unpack(payload, self._device)
             with_every_unit_called(code, lambda: self.staged)
             self._attached[key] = code
+            self._contents[key] = payload[0]
 
     def forget_attached(self) -> None:
         """Drop what was attached."""
         self._attached.clear()
+        self._contents.clear()
         self._hooks.forget(self._patcher)
+        if self._compilation is not None:
+            self._compilation.end_run()
 
     def _put_attachments_in(self, model: torch.nn.Module) -> None:
         """Have the model's entry method find the attached patches in its transformer_options."""
@@ -141,6 +160,8 @@ class ComfyStageModel:
         original = getattr(model, entry)
 
         def with_attached(*args: Any, **kwargs: Any) -> Any:
+            if self._compilation is not None:
+                self._compilation.use(patches_of((args, kwargs), self._contents))
             (args, kwargs), code, hooks = expand((args, kwargs), self._attached)
             self._hooks.apply(self._patcher, hooks)
             if not code:

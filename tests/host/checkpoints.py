@@ -121,6 +121,37 @@ def with_channels(weights: StateDict, channels: int) -> StateDict:
     return weights
 
 
+def write_motion(path: Path) -> Path:
+    """Write AnimateDiff motion modules for the model of `write_sd15`, as in the v2 files."""
+    return _write(path, motion)
+
+
+def motion(max_frames: int = 2) -> StateDict:
+    """The modules of a UNet of `TWO_LEVELS`. Those that people use know 24 or 32 frames."""
+    width, weights = UNET_CHANNELS, StateDict(11)
+    places = ["mid_block.motion_modules.0"]
+    for level in range(2):
+        places.append(f"down_blocks.{level}.motion_modules.0")
+        places += [f"up_blocks.{level}.motion_modules.{number}" for number in range(2)]
+    for place in places:
+        name = f"{place}.temporal_transformer"
+        block = f"{name}.transformer_blocks.0"
+        weights.norm(f"{name}.norm", width)
+        weights.linear(f"{name}.proj_in", width, width)
+        weights.linear(f"{name}.proj_out", width, width, gain=BRANCH_GAIN)
+        for number in range(2):
+            attention = f"{block}.attention_blocks.{number}"
+            for part in ("to_q", "to_k", "to_v"):
+                weights.linear(f"{attention}.{part}", width, width, bias=False)
+            weights.linear(f"{attention}.to_out.0", width, width)
+            weights.normal(f"{attention}.pos_encoder.pe", (1, max_frames, width), 0.5)
+            weights.norm(f"{block}.norms.{number}", width)
+        weights.linear(f"{block}.ff.net.0.proj", 8 * width, width)
+        weights.linear(f"{block}.ff.net.2", width, 4 * width)
+        weights.norm(f"{block}.ff_norm", width)
+    return weights
+
+
 def write_controlnet(path: Path) -> Path:
     """Write a ControlNet for the model of `write_sd15`, in the original format."""
     return _write(path, lambda: _prefixed("control_model.", controlnet(TWO_LEVELS)))

@@ -52,6 +52,9 @@ def write_files(models: Path) -> None:
     checkpoints.write_controlnet(models / "controlnet" / "tiny-control.safetensors")
     checkpoints.write_sd15(models / "checkpoints" / "tiny-inpaint.safetensors", channels=9)
     checkpoints.write_flux(models / "diffusion_models" / "tiny-flux.safetensors")
+    folder = models / "animatediff_models"
+    folder.mkdir(exist_ok=True)
+    checkpoints.write_motion(folder / "tiny-motion.safetensors")
     for kind in checkpoints.LORA_KINDS:
         checkpoints.write_lora_kind(models / "loras" / f"tiny-{kind}.safetensors", kind)
 
@@ -293,6 +296,16 @@ def guided(class_type: str, sampler_name: str = "euler", **inputs: Any) -> Chang
     return change
 
 
+def frames(number: int, size: int = 64) -> Change:
+    """A batch of latents."""
+
+    def change(flow: Workflow) -> Workflow:
+        empty = node("EmptyLatentImage", width=size, height=size, batch_size=number)
+        return {**flow, "empty": empty}
+
+    return change
+
+
 def parallelized(flow: Workflow) -> Workflow:
     """AsyncDiffParallelize and AsyncDiffSchedule behind everything that concerns the model."""
     user = "guider" if "guider" in flow else "sampler"
@@ -328,7 +341,14 @@ WINDOWS = {
     "latent_retain_index_list": "",
     "causal_window_fix": True,
 }
+FRAMES = frames(2)
+MOTION = patched("AsyncDiffMotionModule", motion_model="tiny-motion.safetensors")
 WIDE = loaded(ckpt_name="tiny-wide.safetensors")  # for FreeU, ToMe
+# Two blocks, a part of a third one, and what comes before all blocks.
+WAN_KEYS = " ".join(
+    f"diffusion_model.{part}" for part in ("blocks.0", "blocks.3", "blocks.1.ffn", "time_embedding")
+)
+SD15_KEY = "diffusion_model.middle_block.1.transformer_blocks.0"
 FREEU = patched("FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
 CACHE = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
 
@@ -552,11 +572,26 @@ FEATURES = (
     ),
     Feature("weight_dtype fp8_e4m3fn", "wan", loaded(weight_dtype="fp8_e4m3fn")),
     Feature("weight_dtype fp8_e5m2", "sd3", loaded(weight_dtype="fp8_e5m2")),
+    Feature("AnimateDiff motion modules", "sd15", chain(FRAMES, MOTION), base=FRAMES),
     Feature(
-        "torch.compile (TorchCompileModel)",
+        "AnimateDiff with more frames than its motion modules know",
         "sd15",
-        patched("TorchCompileModel", backend="inductor"),
-        refusal="TorchCompileModel",
+        chain(frames(3), MOTION),
+        refusal="knows 2 frames",
+    ),
+    Feature(
+        "torch.compile of blocks, with LoRA",
+        "wan",
+        chain(
+            patched("TestTorchCompile", backend="scaled", keys=WAN_KEYS),
+            lora("tiny-wan-lora.safetensors"),
+        ),
+    ),
+    Feature(
+        "torch.compile with a backend that fails",
+        "sd15",
+        patched("TestTorchCompile", backend="broken", keys=SD15_KEY),
+        refusal="there is no compiler for this",
     ),
     Feature(
         "patches that bring a model of their own",

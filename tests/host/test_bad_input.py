@@ -130,3 +130,13 @@ def test_second_model_of_a_merge_is_refused(lab: ComfyServer) -> None:
     error = failure(lab, resampled(flow, model=["merge", 0]))
     assert error.node_type == "ModelMergeSimple"
     assert "AsyncDiffParallelize" in error.exception_message
+
+
+def test_gguf_model(lab: ComfyServer) -> None:
+    flow = workflow("sd15")
+    flow["gguf"] = node("TestGGUFModel", model=["model", 0])
+    plan = {"devices": "cpu,cpu", "stages": 0, "replicas": 0, "stride": 1}
+    flow["spread"] = node("AsyncDiffParallelize", model=["gguf", 0], **plan)
+    error = failure(lab, resampled(flow, model=["spread", 0]))
+    assert error.node_type == "AsyncDiffParallelize"
+    assert "comes from a GGUF file" in error.exception_message

@@ -30,6 +30,7 @@ EXAMPLES = [
     messages.Load(2, 5, ((0, (0, 1)),), ((2, (4,)), (3, (2, 4))), lead=1),
     messages.Unload(),
     messages.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
+    messages.Compile(b"settings"),
     messages.Attach("0", (b"code", [torch.rand(2)])),
     messages.Evaluate(1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), [{}, {1: torch.rand(1)}]),
     messages.EndRun(),

@@ -28,6 +28,7 @@ NODES = (
     "AsyncDiffCheckpointLoader",
     "AsyncDiffDiffusionModelLoader",
     "AsyncDiffParallelize",
+    "AsyncDiffMotionModule",
     "AsyncDiffSchedule",
     "AsyncDiffKSampler",
     "AsyncDiffKSamplerAdvanced",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .attention import ImageAttention
+from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
 
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
@@ -57,10 +58,28 @@ class TestModelPatch:
         return (model,)
 
 
+class TestGGUFModel:
+    """A MODEL with the patcher class of ComfyUI-GGUF, whose loader leaves no file name either."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model: Any) -> tuple[Any]:
+        model = model.clone(disable_dynamic=True)
+        model.__class__ = type("GGUFModelPatcher", (type(model),), {})
+        model.cached_patcher_init = None
+        return (model,)
+
+
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
     for node in (
-        *(TestImageAdapter, TestModelPatch),
+        *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
     )
 }

@@ -94,6 +94,39 @@ class Architecture:
         return (x, timestep), inputs
 
 
+class Animated(Architecture):
+    """A UNet with motion modules in it; what is a batch for others are its frames."""
+
+    def build(self) -> torch.nn.Module:
+        from asyncdiff_core.host import motion
+
+        unet, draw = super().build(), Draw(4)
+        state = {}
+        for place, name, _ in motion._places(unet):
+            state[place] = _motion_state(motion._width(unet.get_submodule(name)), draw)
+        weights = motion.extend(unet, state, torch.float32, comfy.ops.manual_cast)
+        unet.load_state_dict(weights, strict=False)
+        return unet
+
+
+def _motion_state(width: int, draw: Draw) -> dict[str, torch.Tensor]:
+    block = "transformer_blocks.0."
+    shapes: dict[str, tuple[int, ...]] = {
+        **{f"{name}.weight": (width, width) for name in ("proj_in", "proj_out")},
+        f"{block}attention_blocks.0.pos_encoder.pe": (1, 4, width),
+        f"{block}ff.net.0.proj.weight": (8 * width, width),
+        f"{block}ff.net.0.proj.bias": (8 * width,),
+        f"{block}ff.net.2.weight": (width, 4 * width),
+    }
+    for name in ("to_q", "to_k", "to_v", "to_out.0"):
+        shapes[f"{block}attention_blocks.0.{name}.weight"] = (width, width)
+    norms = ("norm", f"{block}norms.0", f"{block}ff_norm")
+    biases = ("proj_in", "proj_out", f"{block}attention_blocks.0.to_out.0", f"{block}ff.net.2")
+    shapes |= {f"{name}.weight": (width,) for name in norms}
+    shapes |= {f"{name}.bias": (width,) for name in (*norms, *biases)}
+    return {name: draw(*shape) / shape[-1] ** 0.5 for name, shape in shapes.items()}
+
+
 def _batch(x: Any) -> int:
     return (x[0] if isinstance(x, list) else x).shape[0]
 
@@ -288,6 +321,13 @@ def hunyuan_video(draw: Draw, **more: Any) -> Inputs:
 ARCHITECTURES = (
     Architecture(
         "SD 1.x, SD 2.x",
+        "modules.diffusionmodules.openaimodel:UNetModel",
+        UNET,
+        unet,
+        timestep=700.0,
+    ),
+    Animated(
+        "SD 1.5 with AnimateDiff motion modules",
         "modules.diffusionmodules.openaimodel:UNetModel",
         UNET,
         unet,
