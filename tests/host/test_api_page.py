@@ -65,7 +65,13 @@ def test_python_cancels(server: ComfyServer, graph: Path, program: Path, tmp_pat
     flow["6"]["inputs"]["steps"] = 1000
     graph.write_text(json.dumps(flow))
     command = [sys.executable, "-u", str(program), server.url, str(graph), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A program inherits that Ctrl-C is ignored, as it is in the background of a shell.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout is not None
         prompt_id = process.stdout.readline().split()[1]
         for line in process.stdout:

@@ -14,6 +14,7 @@ def files(lab: ComfyServer) -> None:
     write_files(lab.models)
 
 
-@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+# Those of one model after the other: workers take ten seconds to come up.
+@pytest.mark.parametrize("feature", sorted(FEATURES, key=lambda f: f.kind), ids=lambda f: f.name)
 def test_feature(lab: ComfyServer, feature: Feature) -> None:
     assert outcome(lab, feature) == ("refused" if feature.refusal else "exact")
