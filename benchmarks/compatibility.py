@@ -71,7 +71,8 @@ def run_on_server(comfyui: Path) -> tuple[Features, dict[str, bool]]:
     rows: Features = []
     files: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
-        env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK, ADAPTER_PACK]
+        env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
+        packs = [shapes.PACK, ADAPTER_PACK]
         with ComfyServer(comfyui, Path(folder), env=env, more_packs=packs) as server:
             write_models(server.models)
             write_files(server.models)
