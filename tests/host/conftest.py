@@ -26,12 +26,10 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """One server for all tests, since a start takes ten seconds.
 
     A test that ends it or changes its flags starts one of its own. One thread, because the bits of
-    a CPU result depend on the number of threads, and a worker has no more. It keeps more groups
-    than usual, since workers take ten seconds to come up too.
+    a CPU result depend on the number of threads, and a worker has no more.
     """
     base_dir = tmp_path_factory.mktemp("comfyui")
-    env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
-    packs = [shapes.PACK, ADAPTER_PACK]
+    env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK, ADAPTER_PACK]
     with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         yield running
 
