@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .errors import says_out_of_memory, text_of
 from .frames import plain_frame
 
 BEAT_SECONDS = 1.0
@@ -98,11 +99,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _failure(error: Exception) -> tuple[str, str, str]:
     """The fields of messages.Failed, for an import that failed."""
-    # How Python, the C library and the loader of shared objects say it.
-    signs = ("allocate memory", "failed to map segment", "bad_alloc")
-    is_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
-    text = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return text, "memory" if is_memory else "error", traceback.format_exc()
+    kind = "memory" if says_out_of_memory(error) else "error"
+    return text_of(error), kind, traceback.format_exc()
 
 
 if __name__ == "__main__":

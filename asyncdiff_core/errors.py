@@ -1,4 +1,7 @@
-"""The errors of the engine. Each text says what happened, with the values, and what to change."""
+"""The errors of the engine. Each text says what happened, with the values, and what to change.
+
+At the end: what the errors of others say. Nothing here needs more than the standard library.
+"""
 
 
 class AsyncDiffError(RuntimeError):
@@ -83,3 +86,24 @@ class WorkerLinkError(WorkerError):
 
 class WorkerOutOfMemoryError(WorkerError):
     """A worker's device ran out of memory."""
+
+
+# How Python, the C library, PyTorch and the loader of shared objects say it.
+_OUT_OF_MEMORY = (
+    *("can't allocate memory", "std::bad_alloc", "Cannot allocate memory"),
+    "failed to map segment",
+)
+
+
+def text_of(error: BaseException) -> str:
+    """The class of an exception, and what it says."""
+    name = type(error).__name__
+    return f"{name}: {error}" if str(error) else name
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of no particular library says that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    kinds = RuntimeError | OSError | ImportError
+    return isinstance(error, kinds) and any(sign in str(error) for sign in _OUT_OF_MEMORY)

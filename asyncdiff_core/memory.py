@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .errors import says_out_of_memory
+
 
 def resident_bytes(pid: int | None = None) -> int:
     """Resident memory of the process `pid`, or of this one.
@@ -120,9 +122,7 @@ def give_memory_back() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(error):
         return True
-    if getattr(error, "error_code", None) == 2:  # torch.AcceleratorError: cudaErrorMemoryAllocation
-        return True
-    signs = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
-    return isinstance(error, RuntimeError | OSError) and any(s in str(error) for s in signs)
+    # torch.AcceleratorError: cudaErrorMemoryAllocation
+    return getattr(error, "error_code", None) == 2

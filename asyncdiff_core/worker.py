@@ -26,7 +26,7 @@ import torch
 from . import messages
 from .channel import Channel
 from .entry import BEAT_SECONDS, Host
-from .errors import AsyncDiffError, ChannelClosedError, LinkError
+from .errors import AsyncDiffError, ChannelClosedError, LinkError, text_of
 from .inputs import InputDecoder
 from .links import Inbox, Outbox, synchronize
 from .log import get_logger
@@ -344,7 +344,7 @@ def serve(channel: Channel, host: Host) -> None:
 
 def failure(error: Exception) -> messages.Failed:
     """What the host is told of an error."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = text_of(error)
     kind: messages.Failure = "error"
     if isinstance(error, LinkError):
         text, kind = str(error), "link"
