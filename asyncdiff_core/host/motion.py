@@ -117,6 +117,8 @@ class _Attention(CrossAttention):
 class MotionUNetModel(UNetModel):
     """A UNet with motion modules. Each cond of a batch is a video of its own."""
 
+    motion_modules: list[MotionModule]
+
     def _forward(
         self,
         x: torch.Tensor,
@@ -128,9 +130,8 @@ class MotionUNetModel(UNetModel):
         **kwargs: Any,
     ) -> Any:
         num_conds = max(1, len(transformer_options.get("cond_or_uncond", ())))
-        for module in self.modules():
-            if isinstance(module, MotionModule):
-                module.num_frames = x.shape[0] // num_conds
+        for module in self.motion_modules:
+            module.num_frames = x.shape[0] // num_conds
         return super()._forward(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
@@ -230,12 +231,14 @@ def extend(unet: Any, state: State, dtype: Any, operations: Any) -> dict[str, to
     """
     state = dict(state)
     weights: dict[str, torch.Tensor] = {}
+    modules = []
     for place, name, position in list(_places(unet)):
         if place == "mid_block.0" and place not in state:
             continue  # only v2 has it
         own = state.pop(place, {})
         block = unet.get_submodule(name)
         module = _module(own, place, _width(block), dtype, operations)
+        modules.append(module)
         layers = list(block.named_children())
         layers.insert(position, (NAME, module))
         block._modules = dict(layers)
@@ -243,6 +246,7 @@ def extend(unet: Any, state: State, dtype: Any, operations: Any) -> dict[str, to
     if state:
         raise ValueError(f"it has no place for {', '.join(state)}")
     unet.__class__ = MotionUNetModel
+    unet.motion_modules = modules
     return weights
 
 
