@@ -9,6 +9,7 @@ from demo.comfy_server import ComfyServer
 from demo.graphs import Workflow, node, resampled
 
 from . import sockets
+from .features import custom
 from .lab import KINDS, asyncdiff, last_report, latent, with_lora, workflow, write_unsupported
 
 
@@ -186,32 +187,12 @@ def test_lora_before_parallelize(lab: ComfyServer) -> None:
 def test_sampler_custom_advanced(lab: ComfyServer) -> None:
     def flow(stock: bool) -> Workflow:
         base = workflow("sd15") if stock else asyncdiff(workflow("sd15"), warm_up=5)
-        inputs = base.pop("sampler")["inputs"]
         model = ["model", 0]
         if not stock:
             base["schedule"] = node("AsyncDiffSchedule", model=model, warm_up=5, time_shift=False)
             model = ["schedule", 0]
-        base |= {
-            "noise": node("RandomNoise", noise_seed=4),
-            "guider": node(
-                "CFGGuider",
-                model=model,
-                positive=inputs["positive"],
-                negative=inputs["negative"],
-                cfg=4.0,
-            ),
-            "kind": node("KSamplerSelect", sampler_name="dpmpp_2m"),
-            "sigmas": node("BasicScheduler", model=model, scheduler="karras", steps=5, denoise=1.0),
-            "sampler": node(
-                "SamplerCustomAdvanced",
-                noise=["noise", 0],
-                guider=["guider", 0],
-                sampler=["kind", 0],
-                sigmas=["sigmas", 0],
-                latent_image=inputs["latent_image"],
-            ),
-        }
-        return base
+        base = custom(resampled(base, model=model, scheduler="karras", steps=5))
+        return {**base, "kind": node("KSamplerSelect", sampler_name="dpmpp_2m")}
 
     assert torch.equal(latent(lab, flow(stock=False)), latent(lab, flow(stock=True)))
 

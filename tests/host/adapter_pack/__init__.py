@@ -14,12 +14,20 @@ from .inputs import TestConditioning, TestLatent, TestSaveLatent
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
 
 
-class TestImageAdapter:
-    """Adds attention to eight tokens of an imaginary image, in blocks of every stage."""
+class ModelNode:
+    """Takes a MODEL and returns a changed one."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
     CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"model": ("MODEL",)}}
+
+
+class TestImageAdapter(ModelNode):
+    """Adds attention to eight tokens of an imaginary image, in blocks of every stage."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
@@ -32,16 +40,8 @@ class TestImageAdapter:
         return (model,)
 
 
-class TestModelPatch:
+class TestModelPatch(ModelNode):
     """A patch that brings a model of its own."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "testing"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"model": ("MODEL",)}}
 
     def patch(self, model: Any) -> tuple[Any]:
         model = model.clone()
@@ -58,16 +58,8 @@ class TestModelPatch:
         return (model,)
 
 
-class TestGGUFModel:
+class TestGGUFModel(ModelNode):
     """A MODEL with the patcher class of ComfyUI-GGUF, whose loader leaves no file name either."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "testing"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"model": ("MODEL",)}}
 
     def patch(self, model: Any) -> tuple[Any]:
         model = model.clone(disable_dynamic=True)
