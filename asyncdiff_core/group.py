@@ -23,7 +23,7 @@ from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
 from .log import get_logger
-from .partition import Range, links, partition
+from .partition import Stage, cut, links, units_of
 from .plan import ParallelPlan, Placement
 from .process import Launch, WorkerProcess
 from .report import RunReport, Span, WorkerReport
@@ -37,7 +37,7 @@ log = get_logger("group")
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
 COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
 
-Cuts = tuple[tuple[Range, ...], ...]  # of the stages of each replica
+Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
 
 _numbers = itertools.count(1)
 
@@ -64,6 +64,10 @@ class ModelSource:
     files: tuple[str, ...] = ()
     residuals: Residuals | None = None
 
+    def names_of(self, stage: Stage) -> tuple[tuple[str, str], ...]:
+        """The names of the first and the last unit of each range of a stage."""
+        return tuple((self.units[start], self.units[stop - 1]) for start, stop in stage)
+
 
 @dataclass
 class Member:
@@ -71,7 +75,7 @@ class Member:
 
     placement: Placement
     process: WorkerProcess
-    units: Range = (0, 0)
+    stage: Stage = ()
     loaded: messages.Loaded = field(default_factory=lambda: messages.Loaded(0, 0, 0))
 
 
@@ -237,7 +241,7 @@ class WorkerGroup(Evaluator):
         self._signature = signature
 
     @property
-    def ranges(self) -> tuple[Range, ...]:
+    def stages(self) -> tuple[Stage, ...]:
         """The stages of the first replica, in units, once they are loaded."""
         return self._cuts[0] if self._cuts else ()
 
@@ -256,16 +260,16 @@ class WorkerGroup(Evaluator):
             for member, placement in zip(self.members, plan.placements(), strict=True):
                 member.placement = placement
 
-    def set_patches(self, uuid: str, payload: Callable[[int, int], Any]) -> None:
+    def set_patches(self, uuid: str, payload: Callable[[Stage], Any]) -> None:
         """Have the weight patches `uuid` in force; nothing is done if they are already.
 
         Args:
-            payload: gives the patches for the units [start, stop).
+            payload: gives the patches for the units of a stage.
         """
         if uuid == self._patches_uuid:
             return
         self._patches_uuid = None  # unknown, if what follows is interrupted
-        self._request([messages.Patch(payload(*m.units)) for m in self.members])
+        self._request([messages.Patch(payload(m.stage)) for m in self.members])
         self._patches_uuid = uuid
 
     def set_compilation(self, payload: Any) -> None:
@@ -279,13 +283,13 @@ class WorkerGroup(Evaluator):
         self._request([messages.Compile(payload)] * len(self.members))
         self._compilation = (payload,)
 
-    def attach(self, key: str, payload: Callable[[int, int], Any]) -> None:
+    def attach(self, key: str, payload: Callable[[Stage], Any]) -> None:
         """Have every worker keep what the inputs of this run's evaluations refer to as `key`.
 
         Args:
-            payload: gives it for the units [start, stop).
+            payload: gives it for the units of a stage.
         """
-        self._request([messages.Attach(key, payload(*m.units)) for m in self.members])
+        self._request([messages.Attach(key, payload(m.stage)) for m in self.members])
 
     def unload(self) -> bool:
         """Have all workers give the memory of their weights back; whether they held any.
@@ -319,7 +323,7 @@ class WorkerGroup(Evaluator):
         """How many workers are done with the load that is going on."""
         return self._exchange.num_answers(self._load_going_on[1]) if self._load_going_on else 0
 
-    def _cut(self, costs: tuple[float, ...]) -> tuple[tuple[Range, ...], ...]:
+    def _cut(self, costs: tuple[float, ...]) -> Cuts:
         """The stages of each replica. A stage is as fast as the slowest worker that has it."""
         speeds = relative_speeds([p.ready for p in self._processes() if p.ready])
         cuts = []
@@ -329,7 +333,7 @@ class WorkerGroup(Evaluator):
                 place = member.placement
                 if place.replica == replica:
                     slowest[place.stage] = min(slowest[place.stage], speed)
-            cuts.append(partition(costs, slowest))
+            cuts.append(cut(costs, slowest, self.source.skips))
         return tuple(cuts)
 
     def costs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
@@ -364,14 +368,14 @@ class WorkerGroup(Evaluator):
         self._load_going_on = None
         for member, answer in zip(self.members, answers, strict=True):
             place = member.placement
-            member.units, member.loaded = cuts[place.replica][place.stage], answer
+            member.stage, member.loaded = cuts[place.replica][place.stage], answer
         self._cuts = cuts
         log.info(
             "%s cut into %d stages: %s (%.1f s)",
             self.source.name,
             self.plan.stages,
             ", ".join(
-                f"{m.process.device} {m.units[1] - m.units[0]} units "
+                f"{m.process.device} {len(list(units_of(m.stage)))} units "
                 f"{m.loaded.weight_bytes / 2**20:.0f} MiB"
                 f" (process: {m.loaded.resident_bytes / 2**20:.0f} MiB resident)"
                 for m in self.members
@@ -381,23 +385,24 @@ class WorkerGroup(Evaluator):
 
     def _load_request(self, member: Member, cuts: Cuts) -> messages.Load:
         place = member.placement
-        ranges = cuts[place.replica]
+        stages = cuts[place.replica]
         incoming, outgoing = [], []
-        for link in links(ranges, self.source.skips):
-            if link.target == place.stage:
-                ranks = self._ranks(place.replica, link.source)
-                incoming += [(rank, link.units) for rank in ranks]
-            if link.source == place.stage:
+        for link in links(stages, self.source.skips):
+            # Copies of a stage get what it gets, and send nothing.
+            if link.target == place.stage and not (link.is_fresh and place.lead):
+                rank = self._ranks(place.replica, link.source)[0]
+                incoming.append((rank, link.units, link.is_fresh))
+            if link.source == place.stage and not place.lead:
                 ranks = self._ranks(place.replica, link.target)
-                outgoing += [(rank, link.units) for rank in ranks]
-        return messages.Load(*ranges[place.stage], tuple(incoming), tuple(outgoing), place.lead)
+                outgoing += [(rank, link.units, link.is_fresh) for rank in ranks]
+        return messages.Load(stages[place.stage], tuple(incoming), tuple(outgoing), place.lead)
 
     def _forget_loaded(self) -> None:
         self._cuts, self._signature, self._patches_uuid = (), None, None
         self._compilation = (None,)
         self._load_going_on = None
         for member in self.members:
-            member.units, member.loaded = (0, 0), messages.Loaded(0, 0, 0)
+            member.stage, member.loaded = (), messages.Loaded(0, 0, 0)
 
     def _ranks(self, replica: int, stage: int) -> list[int]:
         """The workers that have this stage: one, or for the last one with a stride several."""
@@ -433,7 +438,7 @@ class WorkerGroup(Evaluator):
         members = [m for m in self.members if m.placement.replica == call.replica]
         # The last stage first: its answer is what the sampler waits for.
         ticket = self._exchange.post(
-            (member.process, self._for_stage(everything, member.units))
+            (member.process, self._for_stage(everything, member.stage))
             for member in reversed(members)
         )
         yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
@@ -443,11 +448,11 @@ class WorkerGroup(Evaluator):
             for number, member in enumerate(yielding)
         ]
 
-    def _for_stage(self, message: messages.Evaluate, units: Range) -> messages.Evaluate:
-        """The message without the control residuals that these units do not need."""
+    def _for_stage(self, message: messages.Evaluate, stage: Stage) -> messages.Evaluate:
+        """The message without the control residuals that this stage does not need."""
         if self.source.residuals is None:
             return message
-        inputs = self.source.residuals.for_stage(message.inputs, units)
+        inputs = self.source.residuals.for_stage(message.inputs, stage)
         is_cut = inputs is not message.inputs
         return dataclasses.replace(message, inputs=inputs) if is_cut else message
 
@@ -497,16 +502,14 @@ class WorkerGroup(Evaluator):
         return report
 
     def _worker_report(self, member: Member, answer: messages.RunEnded) -> WorkerReport:
-        start, stop = member.units
         return WorkerReport(
             rank=member.placement.rank,
             stage=member.placement.stage,
             replica=member.placement.replica,
             device=member.process.device,
             pid=member.process.pid,
-            units=member.units,
-            first_unit=self.source.units[start] if stop else "",
-            last_unit=self.source.units[stop - 1] if stop else "",
+            units=member.stage,
+            unit_names=self.source.names_of(member.stage),
             num_units=len(self.source.units),
             weight_bytes=member.loaded.weight_bytes,
             shared_bytes=member.loaded.shared_bytes,

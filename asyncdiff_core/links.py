@@ -1,4 +1,4 @@
-"""One worker's end of the links: what comes in before a stage runs, and what goes out after it.
+"""One worker's end of the links: what comes in from other stages, and what goes out to them.
 
 Each link carries exactly one message per round, in sync and in async rounds alike, so modes may
 alternate freely, a run may end at the border of any round, and nothing depends on timing.
@@ -7,23 +7,32 @@ The first message of a lane is preceded by its layout.
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .errors import AsyncDiffError
+from .messages import Load
 from .packing import MessageLayout, copy_into
 from .schedule import Mode
-from .stage import OutputMeta, copy_output
+from .stage import Neighbours, OutputMeta, copy_output
 from .transport import NUM_SLOTS, Receiver, Sender, Transport
 
 
 class Inbox:
-    """The messages of one lane from one earlier stage."""
+    """The messages of one lane from one other stage.
 
-    def __init__(self, transport: Transport, rank: int) -> None:
+    Args:
+        is_fresh: async rounds too work on the message of the same round, see partition.Link.
+    """
+
+    def __init__(self, transport: Transport, rank: int, is_fresh: bool) -> None:
         self._transport = transport
         self._rank = rank
+        self._is_fresh = is_fresh
         self._layout: MessageLayout | None = None
         self._receiver: Receiver | None = None
         self._views: list[dict[int, Any]] = []
@@ -42,16 +51,15 @@ class Inbox:
     def take(self, index: int, mode: Mode) -> dict[int, Any]:
         """The activations that round `index` works on: message `index`, or the one before.
 
-        The model may write into them. Message `index` may be needed once more, by an async round
-        after a sync one, so a sync round gets a copy of it.
+        The model may write into them. Message `index` of a link that is not fresh may be needed
+        once more, by an async round after a sync one, so a sync round gets a copy of it.
         """
         assert self._receiver is not None and self._layout is not None
-        if mode == "sync":
-            slot = index % NUM_SLOTS
-            self._receiver.wait(slot)
-            return self._layout.views(self._receiver.slots[slot].clone())
-        slot = (index - 1) % NUM_SLOTS
+        is_before = mode == "async" and not self._is_fresh
+        slot = (index - is_before) % NUM_SLOTS
         self._receiver.wait(slot)
+        if mode == "sync" and not self._is_fresh:
+            return self._layout.views(self._receiver.slots[slot].clone())
         return self._views[slot]
 
     def drain(self) -> None:
@@ -61,7 +69,7 @@ class Inbox:
 
 
 class Outbox:
-    """The messages of one lane to one later stage."""
+    """The messages of one lane to one other stage."""
 
     def __init__(self, transport: Transport, rank: int) -> None:
         self._transport = transport
@@ -108,6 +116,111 @@ class Outbox:
         """Wait until everything is sent."""
         if self._sender is not None:
             self._sender.drain()
+
+
+class Waiting:
+    """Whether a worker waits for another one now, and how long it has done so, in seconds."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        start = time.perf_counter()
+        self.is_on = True
+        try:
+            yield
+        finally:
+            self.is_on = False
+            self.seconds += time.perf_counter() - start
+
+
+class LaneLinks(Neighbours):
+    """All links of a worker in one lane.
+
+    A folded stage has two kinds of each. It begins with what comes from the stage around it, and
+    at its turn it sends to the stage within and is ready for what comes from there. Two workers
+    so post their receipts and sends in the same order, as NCCL needs it, which has one queue per
+    pair of workers for both directions.
+
+    Attributes:
+        turned: clock of the turn in this round, and the seconds waited before it.
+    """
+
+    def __init__(self, transport: Transport, load: Load, waiting: Waiting) -> None:
+        super().__init__()
+        self._waiting = waiting
+        first = load.stage[0][0]
+        self._inboxes = {
+            units: Inbox(transport, rank, is_fresh) for rank, units, is_fresh in load.incoming
+        }
+        self._outboxes = [
+            (Outbox(transport, rank), units, is_fresh) for rank, units, is_fresh in load.outgoing
+        ]
+        self._early = [inbox for units, inbox in self._inboxes.items() if units[0] < first]
+        self._late = [inbox for inbox in self._inboxes.values() if inbox not in self._early]
+        self.consumed = frozenset().union(*self._inboxes)
+        self._taken: dict[int, Any] = {}
+        self._index = 0
+        self._mode: Mode = "sync"
+        self.turned: tuple[float, float] | None = None
+
+    def begin(self, index: int, mode: Mode) -> None:
+        """A round begins."""
+        self._index, self._mode, self.turned = index, mode, None
+        self._taken.clear()
+        self._post(self._early)
+        with self._waiting():
+            for outbox, *_ in self._outboxes:
+                outbox.begin(index)
+
+    def pass_over(self, index: int) -> None:
+        """A round goes by in which this worker has nothing to do."""
+        self._index = index
+        self._post([*self._early, *self._late])
+
+    def take(self, unit: int) -> Any:
+        if unit not in self._taken:
+            inbox = next(inbox for units, inbox in self._inboxes.items() if unit in units)
+            with self._waiting():
+                self._taken |= inbox.take(self._index, self._mode)
+        return self._taken[unit]
+
+    def give(self, unit: int, output: Any) -> None:
+        super().give(unit, output)
+        for outbox, units, _ in self._outboxes:
+            if unit in units:
+                outbox.put(unit, output)
+
+    def turn(self) -> None:
+        self._send(is_fresh=True)
+        self.turned = time.perf_counter(), self._waiting.seconds
+        self._post(self._late)
+
+    def finish(self) -> None:
+        """The stage has run: send what was not sent at the turn."""
+        self._send(is_fresh=False)
+
+    def drain(self) -> None:
+        """Wait for everything that is on its way."""
+        for inbox in self._inboxes.values():
+            inbox.drain()
+        for outbox, *_ in self._outboxes:
+            outbox.drain()
+
+    def _post(self, inboxes: list[Inbox]) -> None:
+        with self._waiting():
+            for inbox in inboxes:
+                inbox.post(self._index)
+            longest = max((inbox.metas for inbox in inboxes), key=len, default=[])
+        if len(longest) > len(self.metas):
+            self.metas = list(longest)
+
+    def _send(self, *, is_fresh: bool) -> None:
+        for outbox, _, way in self._outboxes:
+            if way == is_fresh:
+                outbox.send(self.metas)
 
 
 def synchronize(device: torch.device) -> None:

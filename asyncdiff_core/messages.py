@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from .errors import ChannelDataError
+from .partition import Stage
 
 # Waiting is for a message of another worker.
 Activity = Literal["computing", "waiting", "nothing"]
@@ -49,16 +50,16 @@ class MeasureCosts:
 
 @dataclass(frozen=True)
 class Load:
-    """Own the units [start, stop), and exchange activations along these links.
+    """Own the units of `stage`, and exchange activations along these links.
 
-    `incoming` and `outgoing` are (rank, units) pairs. `lead` is 0, or for an extra copy of the last
-    stage how many evaluations older the output is that it yields.
+    `incoming` and `outgoing` are (rank, units, whether the link is fresh) each, see
+    partition.Link. `lead` is 0, or for an extra copy of the last stage how many evaluations older
+    the output is that it yields.
     """
 
-    start: int
-    stop: int
-    incoming: tuple[tuple[int, tuple[int, ...]], ...]
-    outgoing: tuple[tuple[int, tuple[int, ...]], ...]
+    stage: Stage
+    incoming: tuple[tuple[int, tuple[int, ...], bool], ...] = ()
+    outgoing: tuple[tuple[int, tuple[int, ...], bool], ...] = ()
     lead: int = 0
 
 
@@ -165,7 +166,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RunEnded:
-    """Answer to EndRun: a span per evaluation, see report.py; clocks are `time.perf_counter`.
+    """Answer to EndRun: what was done when, see report.Span; clocks are `time.perf_counter`.
 
     `activation_bytes`: the peak beyond the weights, see memory.ActivationMemory.
     """

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from .evaluator import Call, Evaluator, Inputs, Output
-from .partition import Range, links
+from .evaluator import Call, Evaluator, Output
+from .partition import Link, Stage, links
 from .schedule import AsyncSchedule, Round
-from .stage import OutputMeta, StagedModel, copy_output
+from .stage import Neighbours, OutputMeta, StagedModel, copy_output
 
 Message = dict[int, Any]
 # Called after each round with what every stage had received in the round before, and in this one.
@@ -24,7 +24,7 @@ Observe = Callable[[Round, list[Message], list[Message]], None]
 
 
 class Oracle(Evaluator):
-    """Evaluates `staged`, cut into `ranges`, in this process.
+    """Evaluates `staged`, cut into `stages`, in this process.
 
     Args:
         stride: evaluations per round, see schedule.py.
@@ -34,15 +34,15 @@ class Oracle(Evaluator):
     def __init__(
         self,
         staged: StagedModel,
-        ranges: Sequence[Range],
+        stages: Sequence[Stage],
         stride: int = 1,
         observe: Observe | None = None,
     ) -> None:
         self.stride = stride
         self._observe = observe
         self._staged = staged
-        self._ranges = tuple(ranges)
-        self._links = links(ranges, staged.trunk.skips)
+        self._stages = tuple(stages)
+        self._links = links(stages, staged.trunk.skips)
         # lane -> target stage -> what it received in the last round, by unit
         self._messages: dict[int, list[Message]] = {}
         self._metas: dict[int, list[OutputMeta]] = {}
@@ -53,54 +53,71 @@ class Oracle(Evaluator):
         self._metas.clear()
 
     def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
-        num_stages = len(self._ranges)
-        received: list[Message] = [{} for _ in range(num_stages)]
+        last = len(self._stages) - 1
+        received: list[Message] = [{} for _ in self._stages]
         before = self._messages.get(round_.lane, received)
-        result = None
-        for k in range(num_stages):
-            stored = received[k] if round_.mode == "sync" else before[k]
-            inputs = call.inputs(round_.sigmas[-1])
-            result = self._run_stage(k, round_, inputs, stored, received)
-        results = [
-            # The extra copies of the last stage: the same messages, earlier timesteps.
-            self._run_stage(num_stages - 1, round_, call.inputs(sigma), before[-1], received)
-            for sigma in round_.sigmas[:-1]
-        ]
-        results.append(result)
+
+        def run(k: int, stage: Stage, sigma: float | None, *, sends: bool = True) -> Any:
+            own = [link for link in self._links if link.target == k or (sends and link.source == k)]
+            others = _Others(k, own, before, received, is_sync=round_.mode == "sync")
+            others.metas = self._metas.setdefault(round_.lane, [])
+            # Models write into their inputs.
+            args, kwargs = _copy_inputs(*call.inputs(sigma))
+            return self._staged.run_stage(stage, args, kwargs, others)
+
+        sigma = round_.sigmas[-1]
+        # The way into a fold is fresh in every round, so that comes first. The stages run these
+        # units once more below, and get the same bits.
+        for k, stage in reversed(list(enumerate(self._stages))):
+            if len(stage) > 1:
+                run(k, stage[:1], sigma)
+        result = [run(k, stage, sigma) for k, stage in enumerate(self._stages)][-1]
+        # The extra copies of the last stage: the same messages, earlier timesteps.
+        copies = [run(last, self._stages[last], s, sends=False) for s in round_.sigmas[:-1]]
+        results = [*copies, result]
         if self._observe is not None:
             self._observe(round_, before, received)
         self._messages[round_.lane] = received
         return [functools.partial(lambda output: output, result) for result in results]
-
-    def _run_stage(
-        self, k: int, round_: Round, inputs: Inputs, stored: Message, received: list[Message]
-    ) -> Any:
-        outgoing = {link.target: link.units for link in self._links if link.source == k}
-
-        def sink(unit: int, output: Any) -> None:
-            for target, units in outgoing.items():
-                if unit in units:
-                    received[target][unit] = copy_output(output)
-
-        metas = self._metas.setdefault(round_.lane, [])
-        # Models write into their inputs, and a message may be needed twice.
-        args, kwargs = _copy_inputs(*inputs)
-        result, executed = self._staged.run_stage(
-            *(self._ranges[k], args, kwargs),
-            stored={unit: copy_output(output) for unit, output in stored.items()},
-            metas=metas,
-            produced=frozenset().union(*outgoing.values()),
-            sink=sink,
-            record=round_.index == 0,
-        )
-        metas += executed
-        return result
 
     def end_run(self) -> None:
         super().end_run()
         self._messages.clear()
         self._metas.clear()
         self._staged.forget_scratch()
+
+
+class _Others(Neighbours):
+    """The other stages of a round, as stage k sees them."""
+
+    def __init__(
+        self,
+        k: int,
+        own: Sequence[Link],
+        before: list[Message],
+        received: list[Message],
+        *,
+        is_sync: bool,
+    ) -> None:
+        super().__init__()
+        self._outgoing = [link for link in own if link.source == k]
+        self._received = received
+        self._stored = {
+            unit: (received if link.is_fresh or is_sync else before)[k]
+            for link in own
+            if link.target == k
+            for unit in link.units
+        }
+        self.consumed = self._stored.keys()
+
+    def take(self, unit: int) -> Any:
+        return copy_output(self._stored[unit][unit])  # a message may be needed twice
+
+    def give(self, unit: int, output: Any) -> None:
+        super().give(unit, output)
+        for link in self._outgoing:
+            if unit in link.units:
+                self._received[link.target][unit] = copy_output(output)
 
 
 def _copy_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import PlanError
 
 Range = tuple[int, int]
+
+# The units of a stage, as ranges (start, stop) in execution order. One range, or two: a stage of a
+# folded trunk holds units before and after those of the stages within it.
+Stage = tuple[Range, ...]
+
+Skips = Iterable[tuple[int, int]]  # (source, consumer) units
+
+# How much slower the slowest folded stage may be than the slowest contiguous one. What a fold
+# spares on the links is worth more than this in every UNet; see docs/measurements.md.
+FOLD_TOLERANCE = 1.25
+
+
+def cut(costs: Sequence[float], speeds: Sequence[float], skips: Skips = ()) -> tuple[Stage, ...]:
+    """The stages of a trunk: folded where it has skips that nest, otherwise contiguous.
+
+    Args:
+        costs: what each unit costs, in any unit of time, at speed 1.
+        speeds: relative speed of each stage's device.
+        skips: those that a fold has to keep within one stage; none for a trunk that is no U.
+
+    Raises:
+        PlanError: if there are fewer units than stages.
+    """
+    contiguous = tuple((units,) for units in partition(costs, speeds))
+    skips = tuple(skips)
+    folded = fold(costs, speeds, skips) if skips else None
+    if folded is None:
+        return contiguous
+    limit = FOLD_TOLERANCE * slowest(contiguous, costs, speeds)
+    return folded if slowest(folded, costs, speeds) <= limit else contiguous
+
+
+def slowest(stages: Sequence[Stage], costs: Sequence[float], speeds: Sequence[float]) -> float:
+    """What the stage that takes longest costs."""
+    return max(
+        sum(sum(costs[start:stop]) for start, stop in stage) / speed
+        for stage, speed in zip(stages, speeds, strict=True)
+    )
+
+
+def units_of(stage: Stage) -> Iterator[int]:
+    """The units of a stage, in execution order."""
+    return itertools.chain.from_iterable(itertools.starmap(range, stage))
 
 
 def partition(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Range, ...]:
@@ -68,6 +112,61 @@ def require_units(num_units: int, num_stages: int) -> None:
         )
 
 
+def fold(
+    costs: Sequence[float], speeds: Sequence[float], skips: Sequence[tuple[int, int]]
+) -> tuple[Stage, ...] | None:
+    """Cut a U-shaped trunk into stages of which each lies around the one before.
+
+    Stage 0 is the innermost. Every other one has units before and after it, and every skip stays
+    within one stage, so that nothing but the trunk state crosses. The slowest stage is as fast as
+    it can be (dynamic programming over the places where no skip crosses); of equally good cuts the
+    outermost ones are taken.
+
+    Args:
+        costs, speeds: as for `partition`.
+        skips: (source, consumer) units.
+
+    Returns:
+        The stages, or None if the skips do not lie within each other or are too few for so many.
+    """
+    num_units, num_stages = len(costs), len(speeds)
+    nested = sorted(set(skips))
+    if len(nested) < 2 or nested[-1][0] >= min(consumer for _, consumer in nested):
+        return None
+    if any(s1 == s2 or c1 <= c2 for (s1, c1), (s2, c2) in itertools.pairwise(nested)):
+        return None
+    prefix = [0.0, *itertools.accumulate(costs)]
+    # Where [start, stop) may be what the inner stages hold.
+    inner = [
+        (start, stop)
+        for start in range(1, num_units)
+        for stop in range(start + 1, num_units)
+        if all((start <= a < stop) == (start <= b < stop) for a, b in nested)
+    ]
+    # The slowest of the stages around [start, stop), and the stages.
+    best: dict[Range, tuple[float, tuple[Stage, ...]]] = {(0, num_units): (0.0, ())}
+    for speed in reversed(speeds[1:]):
+        around, best = best, {}
+        for start, stop in inner:
+            found: tuple[float, tuple[Stage, ...]] | None = None
+            for (first, last), (so_far, stages) in around.items():
+                if first < start and stop < last:
+                    cost = prefix[start] - prefix[first] + prefix[last] - prefix[stop]
+                    so_far = max(so_far, cost / speed)
+                    if found is None or so_far < found[0]:
+                        found = so_far, (((first, start), (stop, last)), *stages)
+            if found is not None:
+                best[start, stop] = found
+    if not best:
+        return None
+    innermost = {
+        units: max(so_far, (prefix[units[1]] - prefix[units[0]]) / speeds[0])
+        for units, (so_far, _) in best.items()
+    }
+    units = min(innermost, key=lambda units: innermost[units])
+    return ((units,), *best[units][1]) if num_stages > 1 else (((0, num_units),),)
+
+
 @dataclass(frozen=True)
 class Link:
     """Stage `source` sends the outputs of `units` to stage `target`, in every round."""
@@ -76,18 +175,27 @@ class Link:
     target: int
     units: tuple[int, ...]
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether also an async round works on the message of the same round.
 
-def links(ranges: Sequence[Range], skips: Iterable[tuple[int, int]]) -> tuple[Link, ...]:
+        So it is into a fold: the stage around begins a round with the units before those of
+        `target`, and needs the output of `target` in its next round only.
+        """
+        return self.target < self.source
+
+
+def links(stages: Sequence[Stage], skips: Skips) -> tuple[Link, ...]:
     """What crosses the cuts, and nothing else.
 
-    The trunk state goes from each stage to the next; the output of unit s of every skip (s, c)
-    goes from the stage that makes it straight to the stage whose unit c consumes it.
+    The trunk state goes from each unit's stage to that of the next unit; the output of unit s of
+    every skip (s, c) goes from the stage that makes it straight to the stage whose unit c consumes
+    it.
     """
-    stage_of = {unit: k for k, (start, stop) in enumerate(ranges) for unit in range(start, stop)}
+    stage_of = {unit: k for k, stage in enumerate(stages) for unit in units_of(stage)}
     crossing: dict[tuple[int, int], set[int]] = {}
-    for k in range(len(ranges) - 1):
-        crossing[k, k + 1] = {ranges[k][1] - 1}
-    for source, consumer in skips:
+    steps = itertools.pairwise(range(len(stage_of)))
+    for source, consumer in itertools.chain(steps, skips):
         ends = stage_of[source], stage_of[consumer]
         if ends[0] != ends[1]:
             crossing.setdefault(ends, set()).add(source)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .errors import PlanError
-from .partition import partition
+from .partition import Skips, cut, slowest
 from .plan import ParallelPlan, make_plan
 
 
@@ -71,7 +71,13 @@ class Choice:
 
 
 def predicted_speedup(
-    plan: ParallelPlan, *, num_conds: int, steps: int, warm_up: int, costs: Sequence[float]
+    plan: ParallelPlan,
+    *,
+    num_conds: int,
+    steps: int,
+    warm_up: int,
+    costs: Sequence[float],
+    skips: Skips = (),
 ) -> float:
     """How much faster than one device `plan` is, with these unit costs and no other cost.
 
@@ -80,10 +86,11 @@ def predicted_speedup(
         steps: evaluations per cond.
         warm_up: of these, the synchronous ones.
         costs: what each unit costs.
+        skips: as for `partition.cut`.
     """
     warm_up = min(warm_up, steps)
-    slowest = max(sum(costs[start:stop]) for start, stop in partition(costs, [1.0] * plan.stages))
-    share = slowest / (sum(costs) or 1.0)
+    speeds = [1.0] * plan.stages
+    share = slowest(cut(costs, speeds, skips), costs, speeds) / (sum(costs) or 1.0)
     conds = math.ceil(num_conds / plan.replicas)
     seconds = conds * (warm_up + (steps - warm_up) * share / plan.stride)
     return num_conds * steps / seconds
@@ -96,6 +103,7 @@ def choose(
     steps: int,
     warm_up: int,
     costs: Sequence[float],
+    skips: Skips = (),
     fits: Callable[[ParallelPlan], bool] = lambda plan: True,
 ) -> Choice:
     """The fastest plan that `request` allows.
@@ -115,7 +123,9 @@ def choose(
     choices = [
         Choice(
             plan,
-            predicted_speedup(plan, num_conds=num_conds, steps=steps, warm_up=warm_up, costs=costs),
+            predicted_speedup(
+                plan, num_conds=num_conds, steps=steps, warm_up=warm_up, costs=costs, skips=skips
+            ),
         )
         for plan in plans
     ]

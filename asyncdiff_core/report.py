@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .partition import Stage
 from .schedule import Mode
 
 
 @dataclass(frozen=True)
 class Span:
-    """One worker's part of one evaluation. `start` and `end` are clocks, in seconds; of the time
-    between them `wait` seconds went by waiting for a message (first), and `compute` computing."""
+    """One worker's part of one evaluation; of a folded stage two, one for each range of units.
+
+    `start` and `end` are clocks, in seconds; of the time between them `wait` seconds went by
+    waiting for a message (first), and `compute` computing. NCCL waits on the device, which counts
+    as computing.
+    """
 
     index: int
     lane: int
@@ -35,9 +40,8 @@ class WorkerReport:
     replica: int
     device: str
     pid: int
-    units: tuple[int, int]
-    first_unit: str
-    last_unit: str
+    units: Stage
+    unit_names: tuple[tuple[str, str], ...]
     num_units: int
     weight_bytes: int
     shared_bytes: int
@@ -90,7 +94,8 @@ class RunReport:
             "workers": [
                 {
                     **{k: v for k, v in vars(worker).items() if k != "spans"},
-                    "units": list(worker.units),
+                    "units": [list(units) for units in worker.units],
+                    "unit_names": [list(names) for names in worker.unit_names],
                     "spans": [
                         {**vars(s), "start": s.start - origin, "end": s.end - origin}
                         for s in worker.spans

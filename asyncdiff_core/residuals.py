@@ -6,12 +6,12 @@ adds to what goes from block to block. A stage needs those that are added to wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from .evaluator import Inputs
-from .partition import Range
+from .partition import Stage, units_of
 from .trunk import Trunk
 
 
@@ -48,8 +48,8 @@ class Residuals:
         readers |= {key: [(start,) for start, _ in trunk.spans[b]] for key, b in layout.before}
         return cls(position, name, readers, layout.from_end)
 
-    def for_stage(self, inputs: Inputs, units: Range) -> Inputs:
-        """`inputs` with None in place of every residual that the units [start, stop) do not need.
+    def for_stage(self, inputs: Inputs, stage: Stage) -> Inputs:
+        """`inputs` with None in place of every residual that the units of `stage` do not need.
 
         Models pass over None. What the layout does not account for stays.
         """
@@ -58,20 +58,20 @@ class Residuals:
         control = args[self.position] if is_positional else kwargs.get(self.name)
         if not isinstance(control, Mapping):
             return inputs
+        units = frozenset(units_of(stage))
         control = {key: self._cut(key, entries, units) for key, entries in control.items()}
         if is_positional:
             return (*args[: self.position], control, *args[self.position + 1 :]), kwargs
         return args, {**kwargs, self.name: control}
 
-    def _cut(self, key: str, entries: Any, units: Range) -> Any:
+    def _cut(self, key: str, entries: Any, units: Set[int]) -> Any:
         readers = self.readers.get(key)
         if readers is None or not isinstance(entries, list):
             return entries
-        start, stop = units
         cut = []
         for index, entry in enumerate(entries):
             block = len(entries) - 1 - index if self.from_end else index
             is_known = block < len(readers)
-            is_read = is_known and any(start <= unit < stop for unit in readers[block])
+            is_read = is_known and not units.isdisjoint(readers[block])
             cut.append(entry if is_read or not is_known else None)
         return cut

@@ -4,16 +4,16 @@ The model's own forward runs, so that everything around the units (embeddings, p
 encoding, control residuals, patches) stays the model's own code. Each unit's forward is replaced
 on this model instance:
 
-- a unit of the stage runs, and its output is offered to the sink if a later stage consumes it;
-- a unit before the stage returns the stored activation if this stage consumes it, otherwise a
-  scratch tensor of the right shape, whose values reach nothing that the stage computes;
+- a unit of the stage runs, and its output is given to the neighbours;
+- a unit of another stage returns what the neighbours have sent if this stage consumes it, otherwise
+  a scratch tensor of the right shape, whose values reach nothing that the stage computes;
 - after the last unit of the stage `StageDone` ends the forward: nothing behind it is computed.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,10 +21,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .errors import LayoutError
-from .partition import Range
+from .partition import Stage, units_of
 from .trunk import Trunk
-
-Sink = Callable[[int, Any], None]
 
 
 class TensorMeta(NamedTuple):
@@ -104,15 +102,44 @@ class StageDone(Exception):  # noqa: N818 - a control flow signal, not an error
     """Ends a forward after the last unit of a stage."""
 
 
+class Neighbours:
+    """The other stages, as one stage sees them in one evaluation. This class: there are none.
+
+    Attributes:
+        consumed: units of other stages whose outputs this stage consumes.
+        metas: the structure of the outputs of all units up to some one, in order.
+    """
+
+    consumed: Collection[int] = ()
+
+    def __init__(self) -> None:
+        self.metas: list[OutputMeta] = []
+
+    def take(self, unit: int) -> Any:
+        """The output of `unit`, one of `consumed`. The model may write into it."""
+        raise NotImplementedError
+
+    def give(self, unit: int, output: Any) -> None:
+        """Called with the output of every unit of the stage, as soon as it is done.
+
+        What is sent must be copied, since the model may write into the output afterwards.
+        """
+        if unit == len(self.metas):
+            self.metas.append(OutputMeta.of(output))
+
+    def turn(self) -> None:
+        """Called between the two ranges of a folded stage.
+
+        All has been given that the stages within need. Afterwards `metas` has their units too.
+        """
+
+
 @dataclass
 class _Run:
-    start: int
+    own: frozenset[int]
+    turn_before: int | None
     stop: int
-    stored: Mapping[int, Any]
-    metas: Sequence[OutputMeta]
-    produced: Collection[int]
-    sink: Sink
-    executed: list[OutputMeta] | None
+    neighbours: Neighbours
     next_unit: int = field(default=0)
 
 
@@ -143,37 +170,27 @@ class StagedModel:
 
     def run_stage(
         self,
-        units: Range,
+        stage: Stage,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        *,
-        stored: Mapping[int, Any],
-        metas: Sequence[OutputMeta],
-        produced: Collection[int],
-        sink: Sink,
-        record: bool = False,
-    ) -> tuple[Any, list[OutputMeta]]:
-        """Run the units [start, stop) of one evaluation.
+        neighbours: Neighbours,
+    ) -> Any:
+        """Run the units of a stage in one evaluation.
 
         Args:
-            units: start and stop of the stage.
+            stage: the units.
             args, kwargs: the inputs of the whole model, fresh ones of this evaluation.
-            stored: outputs of units before `start` that this stage consumes. The model may write
-                into them in place.
-            metas: the structure of the outputs of all units before `start`.
-            produced: units of this stage whose outputs later stages consume.
-            sink: called with (unit, output) for each of them, as soon as the unit is done; it must
-                copy, since the model may write into the output afterwards.
-            record: return the OutputMeta of every unit of the stage.
+            neighbours: where activations come from and go to.
 
         Returns:
-            The model's result if the stage is the last one, otherwise None; and the metas.
+            The model's result if the last unit of the trunk is in the stage, otherwise None.
 
         Raises:
             LayoutError: if the model did not call its units once each, in order.
         """
-        start, stop = units
-        run = _Run(start, stop, stored, metas, produced, sink, [] if record else None)
+        stop = stage[-1][1]
+        turn_before = stage[0][1] if len(stage) > 1 else None
+        run = _Run(frozenset(units_of(stage)), turn_before, stop, neighbours)
         self._device = next((a.device for a in args if isinstance(a, torch.Tensor)), self._device)
         self._run = run
         result = None
@@ -189,15 +206,21 @@ class StagedModel:
                 f"(next would be {self.trunk.units[run.next_unit].name}). A patch that skips "
                 "blocks cannot be combined with a model spread over workers."
             )
-        return result, run.executed or []
+        return result
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[OutputMeta]:
+        """Run all units in this process; the structure of their outputs."""
+        alone = Neighbours()
+        self.run_stage(((0, len(self.trunk.units)),), args, kwargs, alone)
+        return alone.metas
 
     @contextlib.contextmanager
     def instead(self, output: Any, *, counts: bool = True) -> Iterator[None]:
         """Within this context a unit gives `output` in place of what it would compute.
 
         Args:
-            counts: such a call is the call of that unit that is due in this forward, so a unit
-                before the stage gives what is stored all the same. Otherwise it changes nothing.
+            counts: such a call is the call of that unit that is due in this forward, so a unit of
+                another stage gives what that has sent all the same. Otherwise it changes nothing.
         """
         self._instead = output, counts
         try:
@@ -221,23 +244,22 @@ class StagedModel:
                     "(as more than one control video of Wan VACE)."
                 )
             run.next_unit += 1
-            if index < run.start:
-                return run.stored[index] if index in run.stored else self._placeholder(run, index)
+            neighbours = run.neighbours
+            if index == run.turn_before:
+                neighbours.turn()
+            if index not in run.own:
+                if index in neighbours.consumed:
+                    return neighbours.take(index)
+                return neighbours.metas[index].build(self._scratch_tensor)
             forward = self.forwards[index]
             output = self._instead[0] if self._instead else forward(*args, **kwargs)
             self.num_units_run += 1
-            if run.executed is not None:
-                run.executed.append(OutputMeta.of(output))
-            if index in run.produced:
-                run.sink(index, output)
+            neighbours.give(index, output)
             if run.next_unit == run.stop and run.stop < len(self.trunk.units):
                 raise StageDone
             return output
 
         return unit_forward
-
-    def _placeholder(self, run: _Run, index: int) -> Any:
-        return run.metas[index].build(self._scratch_tensor)
 
     def _scratch_tensor(self, meta: TensorMeta) -> torch.Tensor:
         # Zeros once, then reused: glue code between units may write in place, and arithmetic on

@@ -61,8 +61,6 @@ def _run(group: WorkerGroup) -> dict[str, Any] | None:
 
 def _worker(group: WorkerGroup, member: Member, state: GroupState) -> dict[str, Any]:
     process, place = member.process, member.placement
-    start, stop = member.units
-    names = group.source.units
     return {
         "rank": place.rank,
         "device": process.device,
@@ -71,10 +69,9 @@ def _worker(group: WorkerGroup, member: Member, state: GroupState) -> dict[str, 
         "replica": place.replica,
         "stage": place.stage,
         "lead": place.lead,
-        "units": [start, stop],
-        "first_unit": names[start] if stop else None,
-        "last_unit": names[stop - 1] if stop else None,
-        "num_units": len(names),
+        "units": [list(units) for units in member.stage],
+        "unit_names": [list(names) for names in group.source.names_of(member.stage)],
+        "num_units": len(group.source.units),
         "state": _worker_state(member, state),
         "weight_bytes": member.loaded.weight_bytes,
         "shared_bytes": member.loaded.shared_bytes,

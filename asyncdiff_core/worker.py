@@ -28,10 +28,11 @@ from .channel import Channel
 from .entry import BEAT_SECONDS, Host
 from .errors import AsyncDiffError, ChannelClosedError, LinkError, text_of
 from .inputs import InputDecoder
-from .links import Inbox, Outbox, synchronize
+from .links import LaneLinks, Waiting, synchronize
 from .log import get_logger
 from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 from .messages import from_wire, to_wire
+from .partition import Stage
 from .report import Span
 from .schedule import Mode
 from .stage import StagedModel
@@ -51,8 +52,8 @@ class StageModel(Protocol):
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
         """What each unit costs for these inputs. Needs no weights and changes nothing."""
 
-    def load(self, start: int, stop: int) -> tuple[int, int]:
-        """Hold the units [start, stop) and the shared parts; their weight bytes, in this order."""
+    def load(self, stage: Stage) -> tuple[int, int]:
+        """Hold the units of `stage` and the shared parts; their weight bytes, in this order."""
 
     def unload(self) -> None:
         """Give the memory of the weights back."""
@@ -83,11 +84,11 @@ class Worker:
         self._model: StageModel = builder(config.spec, self._device)
         self._transport: Transport | None = None
         self._ticket = 0
-        self._load = messages.Load(0, 0, (), ())
-        self._lanes: dict[int, _WorkerLane] = {}
+        self._load = messages.Load(())
+        self._lanes: dict[int, tuple[InputDecoder, LaneLinks]] = {}
         self._spans: list[Span] = []
         self._activations = ActivationMemory(self._device)
-        self.is_waiting = False
+        self.waiting = Waiting()
         self._handlers: dict[type, Callable[[Any], Any]] = {
             messages.MeasureCosts: self._measure,
             messages.Load: self._load_stage,
@@ -101,7 +102,7 @@ class Worker:
 
     @property
     def num_units_run(self) -> int:
-        return self._model.staged.num_units_run if self._load.stop else 0
+        return self._model.staged.num_units_run if self._load.stage else 0
 
     @property
     def activation_bytes(self) -> int:
@@ -131,12 +132,12 @@ class Worker:
                 rendezvous=Path(config.rendezvous),
             )
         with self._activations.except_for():
-            weight_bytes, shared_bytes = self._model.load(message.start, message.stop)
+            weight_bytes, shared_bytes = self._model.load(message.stage)
         self._load = message
         return messages.Loaded(weight_bytes, shared_bytes, resident_bytes())
 
     def _unload(self, message: messages.Unload) -> messages.Done:
-        self._load = messages.Load(0, 0, (), ())
+        self._load = messages.Load(())
         with self._activations.except_for():
             self._model.unload()
         return messages.Done()
@@ -159,70 +160,49 @@ class Worker:
         load = self._load
         if not self._lanes:
             self._activations.begin_run()
-        lane = self._lanes.get(message.lane)
-        if lane is None:
+        if message.lane not in self._lanes:
             assert self._transport is not None
-            lane = self._lanes[message.lane] = _WorkerLane(self._transport, self._device, load)
+            links = LaneLinks(self._transport, load, self.waiting)
+            self._lanes[message.lane] = InputDecoder(self._device), links
+        decoder, links = self._lanes[message.lane]
         variant = len(message.variants) - 1 - load.lead
         is_needed = variant >= 0
-        args, kwargs = lane.inputs.decode(
+        args, kwargs = decoder.decode(
             message.inputs, message.variants[variant] if is_needed else None
         )
-        mode: Mode = "sync" if message.mode == "sync" else "async"
-        self.is_waiting = True
-        for inbox in lane.inboxes:
-            inbox.post(message.index)
         if not is_needed:
-            self.is_waiting = False
+            links.pass_over(message.index)
             return  # a copy of the last stage that this round has no use for
-        stored: dict[int, Any] = {}
-        for inbox in lane.inboxes:
-            stored.update(inbox.take(message.index, mode))
-        for outbox, _ in lane.outboxes:
-            outbox.begin(message.index)
-        self.is_waiting = False
-        received = time.perf_counter()
-
-        def sink(unit: int, output: Any) -> None:
-            for outbox, units in lane.outboxes:
-                if unit in units:
-                    outbox.put(unit, output)
-
-        metas = max((inbox.metas for inbox in lane.inboxes), key=len, default=[])
-        result, executed = self._model.staged.run_stage(
-            *((load.start, load.stop), args, kwargs),
-            stored=stored,
-            metas=metas,
-            produced=lane.produced,
-            sink=sink,
-            record=message.index == 0,
-        )
+        mode: Mode = "sync" if message.mode == "sync" else "async"
+        waited = self.waiting.seconds
+        links.begin(message.index, mode)
+        result = self._model.staged.run_stage(load.stage, args, kwargs, links)
         synchronize(self._device)
         computed = time.perf_counter()
-        for outbox, _ in lane.outboxes:
-            outbox.send(metas + executed)
+        links.finish()
         if result is not None:
             # Before the bookkeeping below: the sampler waits for it.
             self._channel.send(to_wire(messages.Result(result), self._ticket))
-        self._spans.append(
-            Span(
-                index=message.evaluation + variant,
-                lane=message.lane,
-                mode=mode,
-                start=start,
-                wait=received - start,
-                compute=computed - received,
-                end=time.perf_counter(),
-            )
-        )
+        index = message.evaluation + variant
+
+        def span(start: float, waited: float, computed: float, until: float, end: float) -> None:
+            wait = until - waited
+            compute = computed - start - wait
+            self._spans.append(Span(index, message.lane, mode, start, wait, compute, end))
+
+        if links.turned is not None:
+            turned, until = links.turned
+            span(start, waited, turned, until, turned)
+            start, waited = turned, until
+        span(start, waited, computed, self.waiting.seconds, time.perf_counter())
 
     def _end_run(self, message: messages.EndRun) -> messages.RunEnded:
         activation_bytes = self._activations.end_run()
-        for lane in self._lanes.values():
-            lane.drain()
+        for _, links in self._lanes.values():
+            links.drain()
         self._lanes.clear()
         self._model.forget_attached()
-        if self._load.stop:
+        if self._load.stage:
             self._model.staged.forget_scratch()
         spans, self._spans = self._spans, []
         return messages.RunEnded(
@@ -233,20 +213,6 @@ class Worker:
         """Leave the group in good order."""
         if self._transport is not None:
             self._transport.close()
-
-
-class _WorkerLane:
-    def __init__(self, transport: Transport, device: torch.device, load: messages.Load) -> None:
-        self.inputs = InputDecoder(device)
-        self.inboxes = [Inbox(transport, rank) for rank, _ in load.incoming]
-        self.outboxes = [(Outbox(transport, rank), frozenset(u)) for rank, u in load.outgoing]
-        self.produced = frozenset().union(*(units for _, units in self.outboxes))
-
-    def drain(self) -> None:
-        for inbox in self.inboxes:
-            inbox.drain()
-        for outbox, _ in self.outboxes:
-            outbox.drain()
 
 
 def measure_device(device: torch.device) -> tuple[str, float]:
@@ -306,7 +272,7 @@ def serve(channel: Channel, host: Host) -> None:
                 continue
             doing: messages.Activity = "nothing"
             if is_busy:
-                doing = "waiting" if worker and worker.is_waiting else "computing"
+                doing = "waiting" if worker and worker.waiting.is_on else "computing"
             else:
                 was_busy.clear()  # this beat is the last one
             try:

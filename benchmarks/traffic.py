@@ -107,7 +107,7 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
 
     from asyncdiff_core.costs import measure_costs
     from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
-    from asyncdiff_core.partition import links, partition
+    from asyncdiff_core.partition import cut, links
     from asyncdiff_core.residuals import Residuals
     from asyncdiff_core.stage import StagedModel
     from asyncdiff_core.trunk import Trunk
@@ -130,15 +130,12 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
         trunk = Trunk.of(measured, layout_of(measured))
         entry = entry_of(measured)
         costs = measure_costs(measured, trunk, args, kwargs, entry=entry, device_type="cuda")
-        ranges = partition(costs, [1.0] * num_stages)
+        stages = cut(costs, [1.0] * num_stages, trunk.skips)
         whole = model()
         trunk = Trunk.of(whole, layout_of(whole))
-        _, metas = StagedModel(whole, trunk, entry).run_stage(
-            *((0, len(trunk.units)), args, kwargs),
-            **{"stored": {}, "metas": [], "produced": (), "sink": lambda *_: None, "record": True},
-        )
+        metas = StagedModel(whole, trunk, entry).run(args, kwargs)
     rows = []
-    for link in links(ranges, trunk.skips):
+    for link in links(stages, trunk.skips):
         nbytes = sum(meta.nbytes for unit in link.units for meta in metas[unit].tensors)
         names = ", ".join(trunk.units[unit].name for unit in link.units)
         rows.append((f"{link.source} -> {link.target}", names, nbytes / 1e6))
@@ -151,8 +148,8 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
         return [torch.empty(tensor.shape, **half) for tensor in tensors]
 
     control = {"middle": outputs("middle_block"), "output": outputs("input_blocks")}
-    for label, units in (("all", (0, len(trunk.units))), *enumerate(ranges)):
-        _, kept = residuals.for_stage(((), {"control": control}), units)
+    for label, stage in (("all", ((0, len(trunk.units)),)), *enumerate(stages)):
+        _, kept = residuals.for_stage(((), {"control": control}), stage)
         sizes = (r.nbytes for entries in kept["control"].values() for r in entries if r is not None)
         rows.append((f"host -> {label}", "control residuals", sum(sizes) / 1e6))
     return rows

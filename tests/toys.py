@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asyncdiff_core.partition import Stage, units_of
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import (
     ControlLayout,
@@ -195,14 +196,15 @@ class ToyStageModel:
         model = make_model(self._spec["model"])
         return costs or [1.0 + i % 2 for i in range(len(Trunk.of(model, model.layout).units))]
 
-    def load(self, start: int, stop: int) -> tuple[int, int]:
+    def load(self, stage: Stage) -> tuple[int, int]:
         self._pass_gate("loading")
         model = make_model(self._spec["model"])
         trunk = Trunk.of(model, model.layout)
-        drop_parameters(unit.module for unit in (*trunk.units[:start], *trunk.units[stop:]))
-        self._owned = [unit.module for unit in trunk.units[start:stop]]
+        held = list(units_of(stage))
+        drop_parameters(unit.module for i, unit in enumerate(trunk.units) if i not in held)
+        self._owned = [trunk.units[index].module for index in held]
         self._original = {}
-        for index in range(start, stop):
+        for index in held:
             unit = trunk.units[index].module
             unit.forward = self._with_options(index, unit.forward)
         self.staged = StagedModel(model, trunk)

@@ -9,13 +9,14 @@ compile those with the same settings.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Set
 from typing import Any, NamedTuple
 
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..errors import UnsupportedPatchError
+from ..partition import Stage, units_of
 from ..stage import StagedModel
 from .attachments import pack, unpack
 
@@ -100,16 +101,17 @@ class Compilation:
         payload: see `compilation_of`.
         staged: the stage's model.
         model: the same, as ComfyUI's module.
-        units: start and stop of the stage.
+        stage: the units that are held.
     """
 
     def __init__(
-        self, payload: bytes, staged: StagedModel, model: torch.nn.Module, units: tuple[int, int]
+        self, payload: bytes, staged: StagedModel, model: torch.nn.Module, stage: Stage
     ) -> None:
+        held = frozenset(units_of(stage))
         wanted = unpack((payload, ()), torch.device("cpu"))
         self._settings = wanted["settings"]
         self._places = [
-            place for key in wanted["keys"] for place in _places(key, staged, model, units)
+            place for key in wanted["keys"] for place in _places(key, staged, model, held)
         ]
         self._compiled: dict[Hashable, list[Forward]] = {}
         self._used: set[Hashable] = set()
@@ -135,18 +137,16 @@ class Compilation:
             place.put(place.original)
 
 
-def _places(
-    key: str, staged: StagedModel, model: torch.nn.Module, units: tuple[int, int]
-) -> list[_Place]:
+def _places(key: str, staged: StagedModel, model: torch.nn.Module, held: Set[int]) -> list[_Place]:
     """The units of the stage that are or are in the module `key`; or, if it has none, itself."""
     name = key.removeprefix(ROOT).removeprefix(".")
     inside = f"{name}." if name else ""
     names = [unit.name for unit in staged.trunk.units]
     within = [i for i, unit in enumerate(names) if unit == name or unit.startswith(inside)]
     if within:
-        return [_unit(staged, index) for index in within if units[0] <= index < units[1]]
+        return [_unit(staged, index) for index in within if index in held]
     owners = [i for i, unit in enumerate(names) if name.startswith(f"{unit}.")]
-    if any(not units[0] <= index < units[1] for index in owners):
+    if not held >= set(owners):
         return []
     module = model.get_submodule(name)
 

@@ -12,21 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UnsupportedPatchError
+from ..partition import Stage, units_of
 from . import pickling
 from .pickling import Payload
 
 MODEL_PREFIX = "diffusion_model."
 
 
-def pack_patches(
-    patches: Mapping[str, Any], units: Sequence[str], start: int, stop: int
-) -> Payload:
-    """The patches of the keys that a worker with the units [start, stop) holds, as plain data.
+def pack_patches(patches: Mapping[str, Any], units: Sequence[str], stage: Stage) -> Payload:
+    """The patches of the keys that a worker with this stage holds, as plain data.
 
     Raises:
         UnsupportedPatchError: one of them cannot cross the process border; its key is named.
     """
-    foreign = tuple(f"{MODEL_PREFIX}{name}." for name in (*units[:start], *units[stop:]))
+    held = set(units_of(stage))
+    foreign = tuple(f"{MODEL_PREFIX}{n}." for index, n in enumerate(units) if index not in held)
     own = {key: value for key, value in patches.items() if not key.startswith(foreign)}
     try:
         return pickling.pack(own)

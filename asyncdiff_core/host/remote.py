@@ -27,7 +27,7 @@ from ..errors import (
 from ..evaluator import Call
 from ..group import ModelSource, WorkerGroup
 from ..log import get_logger, prune_folders
-from ..partition import partition, require_units
+from ..partition import Stage, cut, require_units, units_of
 from ..plan import ParallelPlan
 from ..planner import PlanRequest, choose
 from ..process import Launch
@@ -201,16 +201,14 @@ class RemoteModel:
                 run.group.prepare(*with_options(options))
         run.group.restore()  # had the weights to be given back in the middle of the run
         units = self.source.units
-        run.group.set_patches(
-            run.uuid, lambda start, stop: pack_patches(run.patches, units, start, stop)
-        )
+        run.group.set_patches(run.uuid, lambda stage: pack_patches(run.patches, units, stage))
         for number in numbers_of(options):
             payload_of = functools.partial(pack_patches, run.hooks[number], units)
             self._attach(run, f"{HOOK}{number}", payload_of)
         run.group.set_compilation(run.compilation)
         if code:
             key, payload = run.attachments.key_of(code)
-            self._attach(run, key, lambda start, stop: payload)
+            self._attach(run, key, lambda stage: payload)
             options = mark(options, key)
         stream = stream_of(all_options, code)
         replicas = run.group.plan.replicas
@@ -231,7 +229,7 @@ class RemoteModel:
         ]
         return gather(run.group.evaluate_all(calls), hands)
 
-    def _attach(self, run: _Run, key: str, payload: Callable[[int, int], Any]) -> None:
+    def _attach(self, run: _Run, key: str, payload: Callable[[Stage], Any]) -> None:
         if key not in run.attached:
             run.group.attach(key, payload)
             run.attached.add(key)
@@ -265,6 +263,7 @@ class RemoteModel:
                 steps=steps or 20,
                 warm_up=run.schedule.warm_up,
                 costs=group.costs(args, kwargs),
+                skips=self.source.skips,
                 fits=lambda plan: self._fits(plan, group),
             )
             log.info("%s: %s", self.source.name, choice)
@@ -275,11 +274,10 @@ class RemoteModel:
     def _fits(self, plan: ParallelPlan, group: WorkerGroup) -> bool:
         """Whether each device has memory for what the plan puts on it."""
         shared = self.weight_bytes - sum(self._unit_bytes)
-        ranges = partition(self._unit_bytes, [1.0] * plan.stages)
+        stages = cut(self._unit_bytes, [1.0] * plan.stages, self.source.skips)
         need: dict[str, int] = {}
         for place in plan.placements():
-            start, stop = ranges[place.stage]
-            share = shared + sum(self._unit_bytes[start:stop])
+            share = shared + sum(self._unit_bytes[u] for u in units_of(stages[place.stage]))
             need[place.device] = need.get(place.device, 0) + share
         has = group.device_memory()
         return all(need[device] <= has.get(device, need[device]) for device in need)

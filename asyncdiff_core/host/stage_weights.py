@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from ..costs import measure_costs  # noqa: E402
 from ..dataflow import require_chain  # noqa: E402
 from ..errors import LayoutError  # noqa: E402
+from ..partition import Stage, units_of  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
 from . import pickling  # noqa: E402
@@ -65,7 +66,7 @@ class ComfyStageModel:
         self._attached: dict[str, dict[str, Any]] = {}
         self._hooks = StageHooks()
         self._contents: dict[str, bytes] = {}  # what was attached, as bytes
-        self._units = (0, 0)
+        self._stage: Stage = ()
         self._compilation: Compilation | None = None
         self.staged: StagedModel
 
@@ -86,16 +87,17 @@ class ComfyStageModel:
                 model, trunk, args, kwargs, entry=entry, device_type=self._device.type
             )
 
-    def load(self, start: int, stop: int) -> tuple[int, int]:
-        """Load the units [start, stop) and the parts outside the trunk to the device."""
+    def load(self, stage: Stage) -> tuple[int, int]:
+        """Load the units of `stage` and the parts outside the trunk to the device."""
         self.unload()
         trunk: Trunk | None = None
+        held = frozenset(units_of(stage))
 
         def read(base_model: Any, copy_weights: Callable[[], Any]) -> None:
             nonlocal trunk
             model = base_model.diffusion_model
             trunk = Trunk.of(model, layout_of(model))
-            foreign = (*trunk.units[:start], *trunk.units[stop:])
+            foreign = [unit for index, unit in enumerate(trunk.units) if index not in held]
             drop_parameters(unit.module for unit in foreign)
             materialise(model)
             prefixes = tuple(f"{unit.name}." for unit in foreign)
@@ -107,10 +109,10 @@ class ComfyStageModel:
         model = patcher.model.diffusion_model
         patcher.load_device = self._device
         patcher.patch_model(device_to=self._device)
-        self._patcher, self._units = patcher, (start, stop)
+        self._patcher, self._stage = patcher, stage
         self._put_attachments_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
-        owned = parameter_bytes(unit.module for unit in trunk.units[start:stop])
+        owned = parameter_bytes(trunk.units[index].module for index in held)
         return owned, parameter_bytes([model]) - owned
 
     def unload(self) -> None:
@@ -134,7 +136,7 @@ class ComfyStageModel:
             self._compilation = None
         if payload is not None:
             model = self._patcher.model.diffusion_model
-            self._compilation = Compilation(payload, self.staged, model, self._units)
+            self._compilation = Compilation(payload, self.staged, model, self._stage)
 
     def attach(self, key: str, payload: Any) -> None:
         """Keep patches that are code (attachments.py), or the weights of a hook (hooks.py)."""

@@ -46,7 +46,7 @@ def samples() -> list[bytes]:
     x = torch.arange(24, dtype=torch.float32).view(2, 3, 4)
     sent: list[Any] = [
         messages.MeasureCosts((x, x[0]), {"context": x}),
-        messages.Load(0, 3, ((0, (1, 2)),), ((1, (2,)),)),
+        messages.Load(((0, 3),), ((0, (1, 2), False),), ((1, (2,), True),)),
         messages.Unload(),
         messages.Patch({"key": (1.0, x)}),
         messages.Evaluate(0, 0, 0, "sync", ((x, x[0]), {"context": x.half()}), [{}]),

@@ -27,7 +27,12 @@ EXAMPLES = [
         world_size=3,
     ),
     messages.MeasureCosts((torch.rand(2, 3), None), {"context": torch.rand(2, 7, 4), "n": 3}),
-    messages.Load(2, 5, ((0, (0, 1)),), ((2, (4,)), (3, (2, 4))), lead=1),
+    messages.Load(
+        ((2, 5), (7, 9)),
+        ((0, (0, 1), False),),
+        ((2, (4,), True), (3, (2, 4), False)),
+        lead=1,
+    ),
     messages.Unload(),
     messages.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
     messages.Compile(b"settings"),

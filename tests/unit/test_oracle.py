@@ -11,6 +11,7 @@ from asyncdiff_core.partition import Range
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk, TrunkLayout
+from tests.cuts import chain
 from tests.toys import make_inputs, make_model
 
 
@@ -88,7 +89,7 @@ def by_hand(ranges: tuple[Range, ...], num: int, warm_up: int) -> list[torch.Ten
 
 def by_oracle(ranges: tuple[Range, ...], num: int, warm_up: int) -> list[torch.Tensor]:
     line = Line(ranges[-1][1])
-    oracle = Oracle(StagedModel(line, Trunk.of(line, Line.layout)), ranges)
+    oracle = Oracle(StagedModel(line, Trunk.of(line, Line.layout)), chain(*ranges))
     oracle.begin_run(AsyncSchedule(warm_up))
     outputs = [oracle.evaluate("lane", x_and_t(i), {}) for i in range(num)]
     oracle.end_run()
@@ -163,7 +164,7 @@ def test_x_is_stages_minus_1_evaluations_old(
 ) -> None:
     model = Pass(num_stages)
     ranges = [(k, k + 1) for k in range(num_stages)]
-    oracle = Oracle(StagedModel(model, Trunk.of(model, Pass.layout)), ranges)
+    oracle = Oracle(StagedModel(model, Trunk.of(model, Pass.layout)), chain(*ranges))
     oracle.begin_run(AsyncSchedule(warm_up))
     found = [int(oracle.evaluate("lane", (torch.tensor([i]),), {})) for i in range(8)]
     assert found == ages
@@ -202,7 +203,7 @@ def test_a_skip_tensor_is_one_evaluation_old_however_far_it_goes(
     ranges: tuple[Range, ...], outputs: list[int]
 ) -> None:
     model = Skips()
-    oracle = Oracle(StagedModel(model, Trunk.of(model, Skips.layout)), ranges)
+    oracle = Oracle(StagedModel(model, Trunk.of(model, Skips.layout)), chain(*ranges))
     oracle.begin_run(AsyncSchedule(warm_up=1))
     assert [int(oracle.evaluate(0, (torch.tensor([i]),), {})) for i in range(5)] == outputs
 
@@ -216,7 +217,7 @@ def toy_oracle(name: str, num_stages: int) -> Oracle:
     step = len(trunk.units) // num_stages
     cuts = [k * step for k in range(num_stages)] + [len(trunk.units)]
     ranges = list(zip(cuts, cuts[1:], strict=False))
-    return Oracle(StagedModel(model, trunk), ranges)
+    return Oracle(StagedModel(model, trunk), chain(*ranges))
 
 
 @pytest.mark.parametrize("name", ["chain", "skipnet"])

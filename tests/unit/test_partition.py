@@ -9,19 +9,22 @@ from hypothesis import strategies as st
 from asyncdiff_core.errors import PlanError
 from asyncdiff_core.group import relative_speeds
 from asyncdiff_core.messages import Ready
-from asyncdiff_core.partition import Link, links, partition
+from asyncdiff_core.partition import (
+    FOLD_TOLERANCE,
+    Link,
+    cut,
+    fold,
+    links,
+    partition,
+    slowest,
+    units_of,
+)
+from tests.cuts import all_chains, all_folds, chain, stage_of
 
 
-def all_partitions(num_units, num_stages):
-    """Every way to cut, by trying each set of cut positions."""
-    for cuts in itertools.combinations(range(1, num_units), num_stages - 1):
-        yield tuple(itertools.pairwise((0, *cuts, num_units)))
-
-
-def slowest(ranges, costs, speeds):
-    return max(
-        sum(costs[start:stop]) / speed for (start, stop), speed in zip(ranges, speeds, strict=True)
-    )
+def slowest_of(stages, costs, speeds):
+    pairs = zip(stages, speeds, strict=True)
+    return max(sum(costs[unit] for unit in units_of(stage)) / speed for stage, speed in pairs)
 
 
 @st.composite
@@ -36,11 +39,13 @@ def problems(draw):
 def test_no_other_cut_has_a_faster_slowest_stage(problem):
     costs, speeds = problem
     ranges = partition(costs, speeds)
-    assert ranges in set(all_partitions(len(costs), len(speeds)))  # contiguous, none empty
-    assert slowest(ranges, costs, speeds) == min(
-        slowest(other, costs, speeds) for other in all_partitions(len(costs), len(speeds))
-    )
+    stages = chain(*ranges)
+    others = set(all_chains(len(costs), len(speeds)))
+    assert stages in others  # contiguous, none empty
+    best = min(slowest_of(other, costs, speeds) for other in others)
+    assert slowest(stages, costs, speeds) == slowest_of(stages, costs, speeds) == best
     assert partition(list(costs), tuple(speeds)) == ranges
+    assert cut(costs, speeds) == stages
 
 
 @given(
@@ -48,9 +53,10 @@ def test_no_other_cut_has_a_faster_slowest_stage(problem):
     speeds=st.lists(st.floats(0.01, 10), min_size=1, max_size=4),
 )
 def test_the_same_with_any_floats(costs, speeds):
-    ranges = partition(costs, speeds)
-    best = min(slowest(other, costs, speeds) for other in all_partitions(len(costs), len(speeds)))
-    assert slowest(ranges, costs, speeds) == pytest.approx(best, rel=1e-9, abs=1e-9)
+    stages = chain(*partition(costs, speeds))
+    others = all_chains(len(costs), len(speeds))
+    best = min(slowest_of(other, costs, speeds) for other in others)
+    assert slowest(stages, costs, speeds) == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 def test_a_slow_device_gets_less() -> None:
@@ -74,6 +80,82 @@ def test_more_stages_than_units() -> None:
 def test_impossible_numbers_are_refused(costs, speeds) -> None:
     with pytest.raises(ValueError, match="speeds must be positive"):
         partition(costs, speeds)
+
+
+# Folds ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def unets(draw):
+    """Costs and skips that lie within each other, and speeds."""
+    depth = draw(st.integers(2, 4))
+    widths = st.integers(1, 3)
+    downs = [draw(widths) for _ in range(depth)]
+    middle = draw(st.integers(0, 2))
+    ups = [draw(widths) for _ in range(depth)]
+    ends = list(itertools.accumulate(downs))
+    starts = list(itertools.accumulate([ends[-1] + middle, *ups]))
+    skips = [(end - 1, start) for end, start in zip(ends, reversed(starts[:-1]), strict=True)]
+    costs = [float(draw(st.integers(0, 100))) for _ in range(starts[-1])]
+    speeds = st.sampled_from([0.25, 0.5, 1.0, 2.0])
+    return costs, draw(st.lists(speeds, min_size=1, max_size=3)), draw(st.permutations(skips))
+
+
+@given(unet=unets())
+def test_no_other_fold_has_a_faster_slowest_stage(unet):
+    costs, speeds, skips = unet
+    others = set(all_folds(len(costs), len(speeds), skips))
+    stages = fold(costs, speeds, skips)
+    if not others:
+        assert stages is None
+        assert cut(costs, speeds, skips) == chain(*partition(costs, speeds))
+        return
+    assert stages in others
+    best = min(slowest_of(other, costs, speeds) for other in others)
+    assert slowest_of(stages, costs, speeds) == best
+    contiguous = chain(*partition(costs, speeds))
+    is_close = best <= FOLD_TOLERANCE * slowest_of(contiguous, costs, speeds)
+    assert cut(costs, speeds, skips) == (stages if is_close else contiguous)
+
+
+@given(unet=unets())
+def test_into_a_fold_and_out_of_it_goes_the_trunk_state_alone(unet):
+    costs, speeds, skips = unet
+    stages = fold(costs, speeds, skips)
+    if stages is None:
+        return
+    found = links(stages, skips)
+    assert len(found) == 2 * (len(stages) - 1)
+    for link in found:
+        inner, outer = sorted((link.source, link.target))
+        assert outer == inner + 1
+        (start, _), (_, stop) = stages[inner][0], stages[inner][-1]
+        assert link.is_fresh == (link.source == outer)
+        assert link.units == ((start - 1,) if link.is_fresh else (stop - 1,))
+
+
+@pytest.mark.parametrize(
+    "skips",
+    [
+        (),
+        ((0, 5),),  # a single path makes no U
+        ((1, 2), (1, 3), (1, 4)),  # one source for many
+        ((0, 2), (1, 4), (2, 5)),  # a stream beside the trunk
+        ((0, 3), (1, 5)),  # crossing each other
+        ((0, 4), (4, 5)),  # one after the other
+    ],
+)
+def test_a_trunk_that_is_no_u_is_not_folded(skips) -> None:
+    assert fold([1.0] * 6, [1.0, 1.0], skips) is None
+    assert cut([1.0] * 6, [1.0, 1.0], skips) == chain((0, 3), (3, 6))
+
+
+def test_a_fold_that_is_far_from_balanced_is_not_taken() -> None:
+    skips = [(0, 5), (1, 4)]
+    # All skips bind the two heavy units to one stage.
+    costs = [1.0, 100.0, 1.0, 1.0, 100.0, 1.0]
+    assert cut(costs, [1.0, 1.0], skips) == chain((0, 3), (3, 6))
+    assert cut([1.0] * 6, [1.0, 0.5], skips) == (((1, 5),), ((0, 1), (5, 6)))
 
 
 # Links ---------------------------------------------------------------------------------------
@@ -102,20 +184,21 @@ def cut_trunks(draw):
 @given(trunk=cut_trunks())
 def test_links_carry_what_is_consumed_and_nothing_else(trunk):
     ranges, skips = trunk
-    stage_of = {u: k for k, (start, stop) in enumerate(ranges) for u in range(start, stop)}
-    found = links(ranges, skips)
+    stages = chain(*ranges)
+    found = links(stages, skips)
 
     needed = {(k, k + 1, ranges[k][1] - 1) for k in range(len(ranges) - 1)}  # the trunk state
-    needed |= {(stage_of[s], stage_of[c], s) for s, c in skips if stage_of[s] != stage_of[c]}
+    ways = {(stage_of(stages, s), stage_of(stages, c), s) for s, c in skips}
+    needed |= {way for way in ways if way[0] != way[1]}
     carried = [(link.source, link.target, unit) for link in found for unit in link.units]
     assert sorted(carried) == sorted(needed)  # as lists: nothing twice either
     assert len({(link.source, link.target) for link in found}) == len(found)
-    assert all(link.source < link.target for link in found)
+    assert all(link.source < link.target and not link.is_fresh for link in found)
 
 
 def test_links_of_a_small_unet() -> None:
     # Units 0 1 2 | 3 4 | 5 6 7 with skips 0-7, 1-6, 2-5, 3-4.
-    found = links([(0, 3), (3, 5), (5, 8)], [(0, 7), (1, 6), (2, 5), (3, 4)])
+    found = links(chain((0, 3), (3, 5), (5, 8)), [(0, 7), (1, 6), (2, 5), (3, 4)])
     assert found == (
         Link(0, 1, (2,)),
         Link(0, 2, (0, 1, 2)),  # straight to the consumer, not by way of stage 1
@@ -124,7 +207,7 @@ def test_links_of_a_small_unet() -> None:
 
 
 def test_one_stage_has_no_links() -> None:
-    assert links([(0, 4)], [(0, 3), (1, 2)]) == ()
+    assert links(chain((0, 4)), [(0, 3), (1, 2)]) == ()
 
 
 # Speeds --------------------------------------------------------------------------------------

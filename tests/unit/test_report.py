@@ -22,9 +22,8 @@ def make_report() -> RunReport:
             replica=0,
             device="cpu",
             pid=77,
-            units=(0, 3),
-            first_unit="blocks.0",
-            last_unit="blocks.2",
+            units=((0, 3),),
+            unit_names=(("blocks.0", "blocks.2"),),
             num_units=6,
             weight_bytes=1000,
             shared_bytes=10,
@@ -52,7 +51,7 @@ def test_all_clocks_count_from_the_start_of_the_run() -> None:
 def test_it_is_plain_data() -> None:
     data = make_report().as_dict()
     assert json.loads(json.dumps(data)) == data
-    assert data["workers"][0]["units"] == [0, 3]
+    assert data["workers"][0]["units"] == [[0, 3]]
     assert data["workers"][0]["weight_bytes"] == 1000
     assert data["plan"]["stages"] == 2 and data["cold"] is True
 

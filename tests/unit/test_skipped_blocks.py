@@ -14,6 +14,7 @@ from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk, TrunkLayout
+from tests.cuts import chain
 
 DEPTH, WIDTH = 5, 8
 
@@ -109,7 +110,7 @@ def test_stages_equal_the_plain_model(model: Model, name: str) -> None:
     with_every_unit_called(code, lambda: staged)
     wrapped = code["patches_replace"]["dit"]
     for cuts in ((1, 5), (2, 5), (3, 5), (4, 5), (1, 2, 5), (2, 3, 4, 5), (5,)):
-        oracle = Oracle(staged, list(zip((0, *cuts), cuts, strict=False)))
+        oracle = Oracle(staged, chain(*zip((0, *cuts), cuts, strict=False)))
         oracle.begin_run(AsyncSchedule(warm_up=1))
         assert torch.equal(oracle.evaluate("lane", (*inputs(), wrapped), {}), plain), cuts
         assert torch.equal(oracle.evaluate("other", (*inputs(), {}), {}), without), cuts
@@ -120,7 +121,7 @@ def test_stages_equal_the_plain_model(model: Model, name: str) -> None:
 
 def test_a_unit_that_is_never_called_is_still_an_error(model: Model) -> None:
     staged = StagedModel(model, Trunk.of(model, TrunkLayout(blocks=("blocks",))))
-    oracle = Oracle(staged, [(0, 2), (2, 5)])
+    oracle = Oracle(staged, chain((0, 2), (2, 5)))
     oracle.begin_run(AsyncSchedule())
     with pytest.raises(LayoutError, match="skips"):
         oracle.evaluate("lane", (*inputs(), {3: skip}), {})

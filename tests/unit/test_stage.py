@@ -1,7 +1,9 @@
 """Stages run one after the other are the plain forward, bit for bit, wherever the cuts are."""
 
 import itertools
+import queue
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from asyncdiff_core.errors import LayoutError
 from asyncdiff_core.packing import MessageLayout, copy_into
-from asyncdiff_core.partition import Range, links
-from asyncdiff_core.stage import OutputMeta, StagedModel, TensorMeta, copy_output
+from asyncdiff_core.partition import Range, Stage, links, units_of
+from asyncdiff_core.stage import Neighbours, OutputMeta, StagedModel, TensorMeta, copy_output
 from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters
+from tests.cuts import Stages, all_chains, all_folds, chain
 from tests.toys import Chain, make_inputs, make_model
 
 
@@ -36,62 +39,94 @@ def poisoned_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StagedModel, "_scratch_tensor", nan_filled)
 
 
-def all_cuts(num_units: int, num_stages: int) -> Iterator[tuple[Range, ...]]:
-    for cuts in itertools.combinations(range(1, num_units), num_stages - 1):
-        yield tuple(itertools.pairwise((0, *cuts, num_units)))
-
-
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a, b)
 
 
-def staged_model(name: str, start: int = 0, stop: int | None = None) -> StagedModel:
-    """The toy `name`, with the weights of its units [start, stop) only."""
+def staged_model(name: str, stage: Stage | None = None) -> StagedModel:
+    """The toy `name`, with the weights of the units of `stage` only."""
     model = make_model(name)
     trunk = Trunk.of(model, model.layout)
-    stop = len(trunk.units) if stop is None else stop
-    drop_parameters(unit.module for unit in (*trunk.units[:start], *trunk.units[stop:]))
+    held = set(range(len(trunk.units)) if stage is None else units_of(stage))
+    drop_parameters(unit.module for index, unit in enumerate(trunk.units) if index not in held)
     return StagedModel(model, trunk)
 
 
+class Given(Neighbours):
+    """What was sent before, and all that the stage makes."""
+
+    def __init__(self, sent: dict[int, Any] | None = None, metas: Any = ()) -> None:
+        super().__init__()
+        self.sent = sent or {}
+        self.consumed = self.sent
+        self.metas = list(metas)
+        self.given: dict[int, Any] = {}
+
+    def take(self, unit: int) -> Any:
+        return self.sent[unit]
+
+    def give(self, unit: int, output: Any) -> None:
+        super().give(unit, output)
+        self.given[unit] = copy_output(output)
+
+
 def run_stages(
-    models: list[StagedModel], ranges: tuple[Range, ...], inputs: Any, packed: bool
+    models: list[StagedModel], stages: Stages, inputs: Any, packed: bool
 ) -> torch.Tensor:
-    """One evaluation, stage by stage, with what crosses the cuts as the only connection."""
-    all_links = links(ranges, models[0].trunk.skips)
-    messages: dict[tuple[int, int], dict[int, Any]] = {
-        (li.source, li.target): {} for li in all_links
+    """One evaluation, with what crosses the cuts as the only connection.
+
+    A folded stage runs in a thread of its own, so that it can wait at its turn.
+    """
+    all_links = links(stages, models[0].trunk.skips)
+    messages: dict[tuple[int, int], queue.SimpleQueue[Any]] = {
+        (link.source, link.target): queue.SimpleQueue() for link in all_links
     }
-    metas: list[OutputMeta] = []
-    result = None
-    for k, (model, units) in enumerate(zip(models, ranges, strict=True)):
-        stored = {}
-        for (_, target), message in messages.items():
-            stored.update(message if target == k else {})
-        outgoing = [li for li in all_links if li.source == k]
 
-        def sink(unit: int, output: Any, outgoing: Any = outgoing) -> None:
-            for link in outgoing:
-                if unit in link.units:
-                    messages[link.source, link.target][unit] = copy_output(output)
+    class Connected(Given):
+        def __init__(self, k: int) -> None:
+            super().__init__()
+            self.stage = stages[k]
+            self.incoming = [link for link in all_links if link.target == k]
+            self.outgoing = [link for link in all_links if link.source == k]
+            self.consumed = {unit for link in self.incoming for unit in link.units}
+            self.receive(before=self.stage[0][0])
 
+        def receive(self, before: int) -> None:
+            for link in self.incoming:
+                if link.units[0] < before and link.units[0] not in self.sent:
+                    sent, metas = messages[link.source, link.target].get(timeout=20)
+                    self.sent |= sent
+                    self.metas = max(self.metas, metas, key=len)
+
+        def send(self, start: int, stop: int) -> None:
+            for link in self.outgoing:
+                if start <= link.units[-1] < stop:
+                    message = {unit: copy_output(self.given[unit]) for unit in link.units}
+                    message = through_a_buffer(message) if packed else message
+                    messages[link.source, link.target].put((message, list(self.metas)))
+
+        def turn(self) -> None:
+            self.send(*self.stage[0])
+            self.receive(before=self.stage[-1][0])
+
+    def run(k: int) -> torch.Tensor | None:
         args, kwargs = pytree.tree_map(
             lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs
         )
-        result, executed = model.run_stage(
-            *(units, args, kwargs),
-            stored=stored,
-            metas=metas,
-            produced={unit for li in outgoing for unit in li.units},
-            sink=sink,
-            record=True,
-        )
-        assert (result is None) == (k < len(ranges) - 1)
-        assert len(executed) == units[1] - units[0]
-        metas += executed
-        for li in outgoing if packed else ():
-            messages[li.source, li.target] = through_a_buffer(messages[li.source, li.target])
-    return result
+        with torch.inference_mode():
+            others = Connected(k)
+            result = models[k].run_stage(stages[k], args, kwargs, others)
+            assert set(others.given) == set(units_of(stages[k]))
+            others.send(*stages[k][-1])
+        return result
+
+    if len(set(map(id, models))) == 1:
+        results = [run(k) for k in range(len(stages))]
+    else:
+        with ThreadPoolExecutor(len(stages)) as pool:
+            results = list(pool.map(run, range(len(stages))))
+    assert all(result is None for result in results[:-1])
+    return results[-1]
 
 
 def through_a_buffer(message: dict[int, Any]) -> dict[int, Any]:
@@ -112,10 +147,10 @@ def plain(name: str, inputs: Any) -> torch.Tensor:
 def test_every_partition_equals_the_plain_forward(name: str, num_stages: int) -> None:
     model = staged_model(name)
     expected = plain(name, make_inputs(name, 0))
-    partitions = list(all_cuts(len(model.trunk.units), num_stages))
-    for ranges in partitions:
-        result = run_stages([model] * num_stages, ranges, make_inputs(name, 0), packed=False)
-        assert same(result, expected), ranges
+    partitions = list(all_chains(len(model.trunk.units), num_stages))
+    for stages in partitions:
+        result = run_stages([model] * num_stages, stages, make_inputs(name, 0), packed=False)
+        assert same(result, expected), stages
     assert (
         len(partitions)
         == {
@@ -125,13 +160,29 @@ def test_every_partition_equals_the_plain_forward(name: str, num_stages: int) ->
     )
 
 
+@pytest.mark.parametrize("num_stages, num_folds", [(2, 12), (3, 36), (4, 48)])
+def test_every_fold_equals_the_plain_forward(num_stages: int, num_folds: int) -> None:
+    models = [staged_model("skipnet") for _ in range(num_stages)]
+    expected = plain("skipnet", make_inputs("skipnet", 0))
+    trunk = models[0].trunk
+    folds = list(all_folds(len(trunk.units), num_stages, trunk.skips))
+    for stages in folds:
+        assert all(len(link.units) == 1 for link in links(stages, trunk.skips))
+        result = run_stages(models, stages, make_inputs("skipnet", 0), packed=False)
+        assert same(result, expected), stages
+    assert len(folds) == num_folds
+
+
 @pytest.mark.parametrize("name", ["chain", "skipnet"])
 def test_a_stage_needs_its_own_weights_only_and_one_flat_buffer_per_link(name: str) -> None:
     expected = plain(name, make_inputs(name, 3))
-    num_units = len(staged_model(name).trunk.units)
-    for ranges in itertools.islice(all_cuts(num_units, 3), 0, None, 7):
-        models = [staged_model(name, *units) for units in ranges]
-        assert same(run_stages(models, ranges, make_inputs(name, 3), packed=True), expected), ranges
+    trunk = staged_model(name).trunk
+    num_units = len(trunk.units)
+    chains = itertools.islice(all_chains(num_units, 3), 0, None, 7)
+    folds = itertools.islice(all_folds(num_units, 3, trunk.skips), 0, None, 7)
+    for stages in itertools.chain(chains, folds if trunk.skips else ()):
+        models = [staged_model(name, stage) for stage in stages]
+        assert same(run_stages(models, stages, make_inputs(name, 3), packed=True), expected), stages
 
 
 @pytest.mark.parametrize("name", ["chain", "skipnet"])
@@ -144,39 +195,57 @@ def test_outside_of_a_run_the_model_is_the_plain_one(name: str) -> None:
 
 def test_it_counts_the_units_that_it_ran() -> None:
     staged = staged_model("chain")
-    args, kwargs = make_inputs("chain", 0)
-    staged.run_stage((0, 2), args, kwargs, stored={}, metas=[], produced=(), sink=lambda u, o: None)
+    staged.run_stage(((0, 2),), *make_inputs("chain", 0), Given())
     assert staged.num_units_run == 2
 
 
-def test_the_model_writes_into_outputs_after_the_sink_had_them() -> None:
-    """The glue of Chain works in place, so a sink that keeps a reference sees other values."""
+def test_the_model_writes_into_outputs_after_they_were_given() -> None:
+    """The glue of Chain works in place, so one that keeps a reference sees other values."""
     staged = staged_model("chain")
     kept: dict[int, Any] = {}
-    copied: dict[int, Any] = {}
 
-    def sink(unit: int, output: Any) -> None:
-        kept[unit], copied[unit] = output, copy_output(output)
+    class Keeping(Given):
+        def give(self, unit: int, output: Any) -> None:
+            super().give(unit, output)
+            kept[unit] = output
 
     args, kwargs = make_inputs("chain", 0)
-    staged.run_stage((0, 6), args, kwargs, stored={}, metas=[], produced={2}, sink=sink)
-    (_, kept_x), (_, copied_x) = kept[2], copied[2]
+    others = Keeping()
+    staged.run_stage(((0, 6),), args, kwargs, others)
+    (_, kept_x), (_, copied_x) = kept[2], others.given[2]
     assert torch.equal(kept_x, copied_x + kwargs["control"][2])
     assert not torch.equal(kept_x, copied_x)
 
 
-def test_the_sink_gets_what_is_produced_and_nothing_else() -> None:
+def test_each_unit_of_the_stage_is_given_and_described_and_no_other() -> None:
     staged = staged_model("skipnet")
+    others = Given()
+    staged.run_stage(((0, 7),), *make_inputs("skipnet", 0), others)
+    assert [*others.given] == [*range(7)]
+    assert len(others.metas) == 7
+    more = Given({6: copy_output(others.given[6])}, others.metas)
+    staged.run_stage(((7, 9),), *make_inputs("skipnet", 0), more)
+    assert [*more.given] == [7, 8]
+    assert len(more.metas) == 9
+
+
+def test_the_turn_is_between_the_two_ranges() -> None:
+    """And what is known afterwards of the units in between is used from there on."""
+    staged = staged_model("skipnet")
+    whole = Given()
+    result = staged.run_stage(((0, 13),), *make_inputs("skipnet", 0), whole)
     seen = []
-    args, kwargs = make_inputs("skipnet", 0)
-    staged.run_stage(
-        *((0, 7), args, kwargs),
-        stored={},
-        metas=[],
-        produced={2, 6},
-        sink=lambda unit, output: seen.append(unit),
-    )
-    assert seen == [2, 6]
+
+    class Around(Given):
+        def turn(self) -> None:
+            seen.append(([*self.given], len(self.metas)))
+            self.metas = whole.metas[:10]
+
+    around = Around({9: copy_output(whole.given[9])})
+    again = staged.run_stage(((0, 3), (10, 13)), *make_inputs("skipnet", 0), around)
+    assert seen == [([0, 1, 2], 3)]
+    assert [*around.given] == [0, 1, 2, 10, 11, 12] and len(around.metas) == 13
+    assert same(again, result)
 
 
 # The layout must fit -------------------------------------------------------------------------
@@ -195,19 +264,14 @@ class Shuffled(Chain):
         return self.head(h)
 
 
-def run_shuffled(order: list[int], units: Range = (0, 6)) -> torch.Tensor:
+def run_shuffled(order: list[int], units: Range = (0, 6)) -> Any:
     model = Shuffled()
     model.order = order
     staged = StagedModel(model, Trunk.of(model, Chain.layout))
     args, kwargs = make_inputs("chain", 0)
     output = torch.zeros(2, 3, 16), torch.zeros(2, 5, 16)
-    return staged.run_stage(
-        *(units, args, kwargs),
-        stored={},
-        metas=[OutputMeta.of(output)] * units[0],
-        produced=(),
-        sink=lambda unit, output: None,
-    )[0]
+    known = Given(metas=[OutputMeta.of(output)] * units[0])
+    return staged.run_stage((units,), args, kwargs, known)
 
 
 def test_the_order_of_the_layout_passes() -> None:
@@ -241,17 +305,14 @@ def test_a_trunk_that_runs_otherwise_is_refused_by_name(
 
 def test_a_failed_run_leaves_the_model_usable() -> None:
     staged = staged_model("chain")
-    args, kwargs = make_inputs("chain", 0)
 
-    def sink(unit: int, output: Any) -> None:
-        raise KeyboardInterrupt
+    class Interrupted(Given):
+        def give(self, unit: int, output: Any) -> None:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        staged.run_stage((0, 6), args, kwargs, stored={}, metas=[], produced={1}, sink=sink)
-    args, kwargs = make_inputs("chain", 0)
-    result, _ = staged.run_stage(
-        (0, 6), args, kwargs, stored={}, metas=[], produced=(), sink=lambda unit, output: None
-    )
+        staged.run_stage(((0, 6),), *make_inputs("chain", 0), Interrupted())
+    result = staged.run_stage(((0, 6),), *make_inputs("chain", 0), Given())
     assert same(result, plain("chain", make_inputs("chain", 0)))
 
 
@@ -267,8 +328,8 @@ def test_another_entry_than_forward() -> None:
     model.load_state_dict(make_model("chain").state_dict())
     model.requires_grad_(False)
     staged = StagedModel(model, Trunk.of(model, TrunkLayout(("blocks",))), entry="inner")
-    ranges = ((0, 2), (2, 6))
-    result = run_stages([staged] * 2, ranges, make_inputs("chain", 0), packed=False)
+    stages = chain((0, 2), (2, 6))
+    result = run_stages([staged] * 2, stages, make_inputs("chain", 0), packed=False)
     assert same(result, plain("chain", make_inputs("chain", 0)))
 
 
@@ -329,28 +390,14 @@ def test_scratch_is_reused_and_can_be_forgotten(name: str, monkeypatch: pytest.M
     monkeypatch.undo()  # the real scratch
     staged = staged_model(name)
     first, num_units = 4, len(staged.trunk.units)
-    args, kwargs = make_inputs(name, 0)
-    _, metas = staged.run_stage(
-        *((0, first), args, kwargs),
-        stored={},
-        metas=[],
-        produced=(),
-        sink=lambda unit, output: None,
-        record=True,
-    )
-    outputs = [meta.build(lambda t: torch.zeros(t.shape)) for meta in metas]
+    first_half = Given()
+    staged.run_stage(((0, first),), *make_inputs(name, 0), first_half)
     skips = {source for source, _ in staged.trunk.skips if source < first}
-    stored = {unit: outputs[unit] for unit in skips | {first - 1}}
+    sent = {unit: first_half.given[unit] for unit in skips | {first - 1}}
 
     def run_last() -> None:
-        args, kwargs = make_inputs(name, 0)
-        staged.run_stage(
-            *((first, num_units), args, kwargs),
-            stored=stored,
-            metas=metas,
-            produced=(),
-            sink=lambda unit, output: None,
-        )
+        others = Given(copy_output(sent), first_half.metas)
+        staged.run_stage(((first, num_units),), *make_inputs(name, 0), others)
 
     run_last()
     before = {id(tensor) for tensor in staged._scratch.values()}

@@ -12,6 +12,7 @@ from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.schedule import AsyncSchedule, Lane, Lanes
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
+from tests.cuts import chain
 from tests.unit.test_oracle import CUTS, Line, equal
 
 SIGMAS = [14.0, 9.0, 6.0, 4.0, 2.5, 1.5, 0.9, 0.5, 0.3, 0.1]
@@ -40,7 +41,7 @@ def forecast(i: int, sigmas: list[float]) -> Forecast:
 
 def by_oracle(ranges: Any, sigmas: list[float], schedule: AsyncSchedule, stride: int) -> list:
     line = Line(ranges[-1][1])
-    oracle = Oracle(StagedModel(line, Trunk.of(line, Line.layout)), ranges, stride)
+    oracle = Oracle(StagedModel(line, Trunk.of(line, Line.layout)), chain(*ranges), stride)
     oracle.begin_run(schedule)
     return [
         oracle.evaluate("lane", (x_at(i), t_at(sigma)), {}, forecast(i, sigmas))

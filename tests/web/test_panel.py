@@ -43,8 +43,8 @@ def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[s
     workers = [
         {
             **{"rank": rank, "device": f"cuda:{rank}", "pid": 1000 + rank, "replica": 0},
-            **{"stage": rank, "lead": 0, "units": [rank, rank + 1], "num_units": num},
-            **{"first_unit": f"blocks.{rank}", "last_unit": f"blocks.{rank}", "state": "waiting"},
+            **{"stage": rank, "lead": 0, "units": [[rank, rank + 1]], "num_units": num},
+            **{"unit_names": [[f"blocks.{rank}", f"blocks.{rank}"]], "state": "waiting"},
             "device_name": "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
             **{"weight_bytes": 9 << 30, "shared_bytes": 1 << 20, "resident_bytes": 3 << 30},
             **{"activation_bytes": 5 << 29, "log_file": f"/tmp/worker-{rank}.log"},

@@ -1,6 +1,7 @@
 /** The plan in one picture: a row per replica, a box per stage, as wide as its share of blocks. */
 
 import { h, s } from "./dom.js";
+import { numUnits } from "./words.js";
 
 const WIDTH = 320;
 const ROW = 46;
@@ -44,7 +45,7 @@ function stageWidths(workers, stages) {
   const least = Math.min(56, room / stages);
   const units = Array.from({ length: stages }, (_, stage) => {
     const worker = workers.find((one) => one.stage === stage);
-    return worker ? worker.units[1] - worker.units[0] : 0;
+    return worker ? numUnits(worker) : 0;
   });
   const all = units.reduce((sum, one) => sum + one, 0);
   return units.map((one) =>

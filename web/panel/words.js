@@ -44,8 +44,15 @@ export function plainError(text) {
   return text.split(" Its log is ")[0].split("\n")[0].trim();
 }
 
-/** `units` [0, 7] of a worker as `blocks 1-7 of 15`. */
+/** How many blocks a worker holds. */
+export function numUnits(worker) {
+  return worker.units.reduce((sum, [start, stop]) => sum + stop - start, 0);
+}
+
+/** `units` [[0, 7]] of a worker as `blocks 1–7 of 15`; of a folded stage `1–4, 12–15`. */
 export function unitWords(worker) {
-  const [first, last] = worker.units;
-  return last > first ? `blocks ${first + 1}–${last} of ${worker.num_units}` : "nothing loaded";
+  const ranges = worker.units.map(([start, stop]) =>
+    stop - start > 1 ? `${start + 1}–${stop}` : `${stop}`,
+  );
+  return ranges.length ? `blocks ${ranges.join(", ")} of ${worker.num_units}` : "nothing loaded";
 }
