@@ -75,6 +75,9 @@ class Oracle(Evaluator):
         # The extra copies of the last stage: the same messages, earlier timesteps.
         copies = [run(last, self._stages[last], s, sends=False) for s in round_.sigmas[:-1]]
         results = [*copies, result]
+        for link in self._links:
+            if link.is_fresh:
+                received[link.target].pop(link.units[0])  # no later round works on it
         if self._observe is not None:
             self._observe(round_, before, received)
         self._messages[round_.lane] = received

@@ -179,8 +179,8 @@ def _draw_label(
     name = f"stage {worker['stage']} on {worker['device']}"
     if several_replicas:
         name = f"replica {worker['replica']}, {name}"
-    begin, end = worker["units"]
-    share = f"{end - begin} of {_count(worker['num_units'], 'unit')}"
+    num_units = sum(stop - start for start, stop in worker["units"])
+    share = f"{num_units} of {_count(worker['num_units'], 'unit')}"
     holds = f"{share}, {worker['weight_bytes'] / 2**20:.0f} MiB"
     draw.text((MARGIN, top + 7), name, fill=TEXT, font=_font(TEXT_SIZE))
     draw.text((MARGIN, top + 24), holds, fill=FAINT_TEXT, font=_font(NUMBER_SIZE))

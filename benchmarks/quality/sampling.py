@@ -20,7 +20,7 @@ from asyncdiff_core.host.remote import lane_key
 from asyncdiff_core.host.skeleton import make_remote
 from asyncdiff_core.host.stage_weights import ComfyStageModel, spec_of
 from asyncdiff_core.oracle import Message, Oracle
-from asyncdiff_core.partition import Range, partition
+from asyncdiff_core.partition import Stage, cut
 from asyncdiff_core.schedule import AsyncSchedule, Round
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
@@ -115,15 +115,15 @@ class Bench:
             self._network.__class__ = stock_class
             evaluate.end()
 
-    def ranges(self, stages: int, args: Any, kwargs: Any) -> tuple[Range, ...]:
+    def stages(self, number: int, args: Any, kwargs: Any) -> tuple[Stage, ...]:
         """The cuts that a group makes for inputs like these."""
         if not self._costs:
             spec = spec_of(self.model.model, Loader.of(self.model))
             self._costs = ComfyStageModel(spec, args[0].device).measure(args, kwargs)
-        return partition(self._costs, [1.0] * stages)
+        return cut(self._costs, [1.0] * number, self._staged.trunk.skips)
 
-    def oracle(self, ranges: tuple[Range, ...], setting: Setting, drift: Drift) -> Oracle:
-        oracle = Oracle(self._staged, ranges, setting.stride, drift.observe)
+    def oracle(self, stages: tuple[Stage, ...], setting: Setting, drift: Drift) -> Oracle:
+        oracle = Oracle(self._staged, stages, setting.stride, drift.observe)
         oracle.begin_run(AsyncSchedule(setting.warm_up, setting.time_shift))
         return oracle
 
@@ -141,8 +141,8 @@ class _Evaluation:
         options, _ = split_options(options)
         args, kwargs = with_options(options)
         if self._oracle is None:
-            ranges = self._bench.ranges(self._setting.stages, args, kwargs)
-            self._oracle = self._bench.oracle(ranges, self._setting, self._drift)
+            stages = self._bench.stages(self._setting.stages, args, kwargs)
+            self._oracle = self._bench.oracle(stages, self._setting, self._drift)
         forecast = self._forecaster.forecast(options, with_options)
         key = lane_key(options, x)
         if self._setting.is_reference:

@@ -10,7 +10,7 @@ import torch
 from asyncdiff_core.evaluator import Evaluator, Forecast
 from asyncdiff_core.group import ModelSource, WorkerGroup
 from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.partition import Range
+from asyncdiff_core.partition import Stage
 from asyncdiff_core.plan import make_plan
 from asyncdiff_core.process import Launch
 from asyncdiff_core.report import RunReport
@@ -73,13 +73,13 @@ def run(
     return outputs, report
 
 
-def ranges_of(report: RunReport) -> tuple[Range, ...]:
+def stages_of(report: RunReport) -> tuple[Stage, ...]:
     return tuple(worker.units for worker in report.workers)
 
 
 def by_oracle(
     name: str,
-    ranges: Sequence[Range],
+    stages: Sequence[Stage],
     schedule: AsyncSchedule,
     calls: Sequence[Call],
     add: float = 0.0,
@@ -91,7 +91,7 @@ def by_oracle(
         for unit in trunk.units if add else ():
             for parameter in unit.module.parameters():
                 parameter.data = parameter.data + add
-        oracle = Oracle(StagedModel(model, trunk), ranges)
+        oracle = Oracle(StagedModel(model, trunk), stages)
         return evaluate_all(oracle, schedule, calls)[0]
 
 

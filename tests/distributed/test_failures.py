@@ -35,8 +35,8 @@ from tests.distributed.helpers import (
     exists,
     make_group,
     pids_of,
-    ranges_of,
     run,
+    stages_of,
     wait_until,
 )
 
@@ -82,7 +82,7 @@ def test_a_worker_is_killed_in_the_middle_of_an_evaluation(
     calls = batched("chain", 3)
     _, report = run(group, AsyncSchedule(), calls)
     pids = pids_of(group)
-    gate.close(f"unit-{ranges_of(report)[victim][0]}")
+    gate.close(f"unit-{stages_of(report)[victim][0][0]}")
     gate.then = lambda: os.kill(pids[victim], signal.SIGKILL)
     group.begin_run(AsyncSchedule())
     with pytest.raises(WorkerDiedError) as caught:
@@ -132,7 +132,7 @@ def test_a_worker_that_stands_still(own_group: Any, gate: Gate) -> None:
     calls = batched("chain", 3)
     _, report = run(group, AsyncSchedule(), calls)
     pids = pids_of(group)
-    gate.close(f"unit-{ranges_of(report)[victim][0]}")
+    gate.close(f"unit-{stages_of(report)[victim][0][0]}")
     gate.then = lambda: os.kill(pids[victim], signal.SIGSTOP)
     group.begin_run(AsyncSchedule())
     with pytest.raises(WorkerTimeoutError) as caught:
@@ -194,7 +194,7 @@ def test_a_slow_worker_is_no_hanging_one(own_group: Any) -> None:
     outputs, report = run(group, AsyncSchedule(), calls)
     ((_, _, _, start, end),) = report.evaluations
     assert end - start > 5.0
-    assert equal(outputs, by_oracle("chain", ranges_of(report), AsyncSchedule(), calls))
+    assert equal(outputs, by_oracle("chain", stages_of(report), AsyncSchedule(), calls))
 
 
 def test_a_group_that_had_nothing_to_do_for_an_hour(

@@ -15,9 +15,11 @@ from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError
 from asyncdiff_core.evaluator import Forecast
 from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.messages import Ready
+from asyncdiff_core.partition import Stage, units_of
 from asyncdiff_core.process import WorkerProcess
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.trunk import Trunk, parameter_bytes
+from tests.cuts import chain
 from tests.distributed.helpers import (
     Cancelled,
     Gate,
@@ -28,8 +30,8 @@ from tests.distributed.helpers import (
     evaluate_all,
     pids_of,
     plain,
-    ranges_of,
     run,
+    stages_of,
     unbatched,
     wait_until,
 )
@@ -42,7 +44,7 @@ def assert_is_oracle(
     group: WorkerGroup, name: str, schedule: AsyncSchedule, calls: list[Any], **patch: float
 ) -> list[torch.Tensor]:
     outputs, report = run(group, schedule, calls)
-    assert equal(outputs, by_oracle(name, ranges_of(report), schedule, calls, **patch))
+    assert equal(outputs, by_oracle(name, stages_of(report), schedule, calls, **patch))
     return outputs
 
 
@@ -97,7 +99,7 @@ def test_modes_may_alternate(shared_group: Any, name: str, num_stages: int) -> N
         for i, one in enumerate(unbatched(name, 12))
     ]
     outputs, report = run(shared_group(name, num_stages), AsyncSchedule(), calls)
-    assert equal(outputs, by_oracle(name, ranges_of(report), AsyncSchedule(), calls))
+    assert equal(outputs, by_oracle(name, stages_of(report), AsyncSchedule(), calls))
     synchronous = plain(name, calls)
     found = {i // 2 for i in range(24) if torch.equal(outputs[i], synchronous[i])}
     assert found == {0, 3, 4, 6, 9}
@@ -141,7 +143,7 @@ def test_a_run_without_an_evaluation(own_group: Any) -> None:
         group.begin_run(AsyncSchedule())
         group.end_run()
         outputs, report = run(group, AsyncSchedule(), calls)
-        assert equal(outputs, by_oracle("chain", ranges_of(report), AsyncSchedule(), calls))
+        assert equal(outputs, by_oracle("chain", stages_of(report), AsyncSchedule(), calls))
         assert report.cold is cold
 
 
@@ -197,8 +199,8 @@ def test_other_shapes_are_cut_otherwise(
     ):
         calls = batched("chain", 5, batch)
         outputs, report = run(group, schedule, calls)
-        assert ranges_of(report) == units
-        assert equal(outputs, by_oracle("chain", units, schedule, calls))
+        assert stages_of(report) == chain(*units)
+        assert equal(outputs, by_oracle("chain", chain(*units), schedule, calls))
         assert equal(first.setdefault(batch, outputs), outputs)
         assert cuts_logged(caplog) == num_loads
 
@@ -209,13 +211,13 @@ def test_patches_come_back_after_another_cut(shared_group: Any) -> None:
     for batch in (1, 2, 1):
         calls = batched("chain", 4, batch)
         group.prepare(calls[0].args, calls[0].kwargs)
-        group.set_patches("the same", lambda start, stop: {"add": 0.03})
+        group.set_patches("the same", lambda stage: {"add": 0.03})
         assert_is_oracle(group, "chain", schedule, calls, add=0.03)
-    group.set_patches("none", lambda start, stop: None)
+    group.set_patches("none", lambda stage: None)
     for batch in (1, 2):
         calls = batched("chain", 4, batch)
         group.prepare(calls[0].args, calls[0].kwargs)
-        group.set_patches("none", lambda start, stop: None)
+        group.set_patches("none", lambda stage: None)
         assert_is_oracle(group, "chain", schedule, calls)
 
 
@@ -227,11 +229,11 @@ def test_patches_set_and_removed(shared_group: Any, name: str) -> None:
     group = shared_group(name, 3)
     calls = batched(name, 4)
     schedule = AsyncSchedule(warm_up=2)
-    asked: list[tuple[int, int]] = []
+    asked: list[Stage] = []
 
     def payload(add: float | None) -> Any:
-        def of_units(start: int, stop: int) -> Any:
-            asked.append((start, stop))
+        def of_units(stage: Stage) -> Any:
+            asked.append(stage)
             return None if add is None else {"add": add}
 
         return of_units
@@ -251,7 +253,7 @@ def test_patches_set_and_removed(shared_group: Any, name: str) -> None:
     group.set_patches("none", payload(None))
     after, report = run(group, schedule, calls)
     assert equal(after, before)
-    assert asked == [*ranges_of(report)] * 3
+    assert asked == [*stages_of(report)] * 3
 
 
 def test_unload_and_evaluate_again(shared_group: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,7 +296,8 @@ def test_no_worker_holds_more_than_its_stage(shared_group: Any) -> None:
     shared = parameter_bytes([model]) - parameter_bytes(units)
     _, report = run(shared_group("skipnet", 4), AsyncSchedule(), batched("skipnet", 2))
     for worker in report.workers:
-        assert worker.weight_bytes == parameter_bytes(units[slice(*worker.units)]) > 0
+        held = [units[index] for index in units_of(worker.units)]
+        assert worker.weight_bytes == parameter_bytes(held) > 0
         assert worker.shared_bytes == shared
     assert sum(worker.weight_bytes for worker in report.workers) == parameter_bytes(units)
 
@@ -308,8 +311,8 @@ def test_cancelled_runs_leave_the_group_usable(own_group: Any, gate: Gate, name:
     calls = unbatched(name, 6)
     schedule = AsyncSchedule(warm_up=2)
     expected, report = run(group, schedule, calls)
-    ranges = ranges_of(report)
-    assert equal(expected, by_oracle(name, ranges, schedule, calls))
+    stages = stages_of(report)
+    assert equal(expected, by_oracle(name, stages, schedule, calls))
     num_units = len(group.source.units)
     rng = random.Random(5)
     moments = [(i, rng.randrange(num_units)) for i in rng.sample(range(12), 7)]
@@ -326,15 +329,16 @@ def test_cancelled_runs_leave_the_group_usable(own_group: Any, gate: Gate, name:
             num_cancelled += 1
             assert index <= len(seen) < 12
         else:
-            # The last result is there before the first stages have done the evaluation.
-            assert unit < ranges[-1][0]
+            # The last result is there before the other stages have done the evaluation.
+            assert unit not in units_of(stages[-1])
             gate.open(f"unit-{unit}")
         report = group.end_run()
         assert equal(seen, expected[: len(seen)])
         assert len(report.evaluations) == len(seen)
         # Every worker finished the evaluation that was cancelled, and none went on.
         spans = min(len(seen) + 1, 12)
-        assert [len(worker.spans) for worker in report.workers] == [spans] * 3
+        for worker in report.workers:
+            assert len(worker.spans) == spans * len(worker.units)
         assert group.is_alive()
         if (index + unit) % 2:  # otherwise the next cancelled run comes right after this one
             assert equal(run(group, schedule, calls)[0], expected)
@@ -348,7 +352,7 @@ def test_a_cancelled_run_is_not_waited_for(own_group: Any, gate: Gate) -> None:
     calls = batched("chain", 5)
     schedule = AsyncSchedule(2)
     expected, report = run(group, schedule, calls)
-    gated = f"unit-{ranges_of(report)[-1][0]}"  # of the last stage, whose result is waited for
+    gated = f"unit-{stages_of(report)[-1][0][0]}"  # of the last stage, whose result is waited for
     for number in (1, 3):  # sync, async
         group.begin_run(schedule)
         assert equal([group.evaluate(*one) for one in calls[:number]], expected[:number])
@@ -566,8 +570,8 @@ def test_the_report_says_what_was_done(shared_group: Any) -> None:
         assert worker.resident_bytes > 1 << 20
         assert 0 < worker.activation_bytes < worker.resident_bytes
         assert Path(worker.log_file).exists()
-    assert [w.first_unit for w in report.workers] == ["blocks.0", "blocks.3"]
-    assert [w.last_unit for w in report.workers] == ["blocks.2", "blocks.5"]
+    names = [(("blocks.0", "blocks.2"),), (("blocks.3", "blocks.5"),)]
+    assert [w.unit_names for w in report.workers] == names
 
 
 def test_a_run_that_raises_still_ends(shared_group: Any) -> None:

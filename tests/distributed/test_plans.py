@@ -59,7 +59,7 @@ def oracles(name: str, group: WorkerGroup) -> list[Oracle]:
     for _ in range(group.plan.replicas):
         model = make_model(name)
         staged = StagedModel(model, Trunk.of(model, model.layout))
-        found.append(Oracle(staged, group.ranges, group.plan.stride))
+        found.append(Oracle(staged, group.stages, group.plan.stride))
     return found
 
 
@@ -136,6 +136,6 @@ def test_another_plan_on_the_same_workers() -> None:
                     (expected,) = reference.evaluate_all([call("chain", i, sigmas, i, 0)])
                     assert torch.equal(group.evaluate_all([one])[0], expected)
                 group.end_run()
-                assert len(group.ranges) == stages
+                assert len(group.stages) == stages
     finally:
         group.close()

@@ -90,7 +90,7 @@ def test_a_message_has_no_bytes_of_the_others(residuals: Residuals) -> None:
     assert everything > 9 * size
     for stage, needed in (
         *((((0, 6),), 3), (((6, 10),), 5), (((10, 13),), 4)),
-        *((((3, 10),), 5), (((0, 3), (10, 13)), 5)),
+        *((((3, 10),), 6), (((0, 3), (10, 13)), 4)),
     ):
         saved = everything - num_bytes(residuals.for_stage(inputs, stage))
         assert saved == pytest.approx((9 - needed) * size, abs=1000)

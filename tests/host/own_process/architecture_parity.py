@@ -12,6 +12,7 @@ import copy
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 
 
 def main(comfyui: str, pack: str, *labels: str) -> None:
@@ -22,6 +23,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     comfy.options.enable_args_parsing()
     import torch
     from architectures import ARCHITECTURES, Architecture, Draw
+    from cuts import all_folds, chain
     from torch.utils import _pytree as pytree
 
     from asyncdiff_core.costs import parameter_costs
@@ -31,10 +33,10 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
     from asyncdiff_core.host.stage_weights import _attention_on_meta
     from asyncdiff_core.oracle import Oracle, _copy_inputs
-    from asyncdiff_core.partition import Range, partition
+    from asyncdiff_core.partition import Stage, cut
     from asyncdiff_core.residuals import Residuals
     from asyncdiff_core.schedule import AsyncSchedule
-    from asyncdiff_core.stage import StagedModel, copy_output
+    from asyncdiff_core.stage import Neighbours, StagedModel, copy_output
     from asyncdiff_core.trunk import Trunk, guess_layout
 
     torch.set_num_threads(1)
@@ -56,8 +58,8 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         staged = StagedModel(model, trunk, entry)
         num_units = len(trunk.units)
 
-        def run(ranges: list[Range], warm_up: int, number: int = 3) -> list[object]:
-            oracle = Oracle(staged, ranges)
+        def run(stages: Sequence[Stage], warm_up: int, number: int = 3) -> list[object]:
+            oracle = Oracle(staged, stages)
             oracle.begin_run(AsyncSchedule(warm_up))
             outputs = [oracle.evaluate("lane", *each) for each in inputs[:number]]
             oracle.end_run()
@@ -66,13 +68,18 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         held: dict[str, object] = {}
         # At every place: whatever a unit reads of earlier ones has to be in the links.
         held["cut anywhere"] = all(
-            same(run([(0, cut), (cut, num_units)], 1, 1), plain[:1]) for cut in range(1, num_units)
+            same(run(chain((0, place), (place, num_units)), 1, 1), plain[:1])
+            for place in range(1, num_units)
         )
-        for stages in (2, 3, 4):
-            ranges = partition(parameter_costs(trunk), [1.0] * stages)
-            held[f"N={stages}"] = same(run(ranges, 3), plain)
-            held[f"N={stages} async"] = same(run(ranges, 1), by_hand(staged, ranges, inputs))
-        held["async differs"] = not same(run(ranges, 1)[1:], plain[1:])
+        for number in (2, 3, 4):
+            stages = cut(parameter_costs(trunk), [1.0] * number, trunk.skips)
+            held[f"N={number}"] = same(run(stages, 3), plain)
+            held[f"N={number} async"] = same(run(stages, 1), by_hand(staged, stages, inputs))
+        held["async differs"] = not same(run(stages, 1)[1:], plain[1:])
+        if trunk.layout.skips:
+            folds = list(all_folds(num_units, 2, trunk.skips))
+            folds = folds[:: len(folds) // 12 + 1]
+            held["folded anywhere"] = all(same(run(fold, 1, 1), plain[:1]) for fold in folds)
         residuals = Residuals.of(trunk, position_of(model, "control"))
         if residuals is not None:
             args, kwargs = inputs[0]
@@ -99,8 +106,8 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
         except LayoutError as error:
             return str(error)
         trunk = Trunk.of(model, guess_layout(model))
-        ranges = partition(parameter_costs(trunk), [1.0] * 3)
-        oracle = Oracle(StagedModel(model, trunk, entry), ranges)
+        stages = cut(parameter_costs(trunk), [1.0] * 3)
+        oracle = Oracle(StagedModel(model, trunk, entry), stages)
         oracle.begin_run(AsyncSchedule(1))
         is_right = same(oracle.evaluate("lane", *_copy_inputs(*each)), plain)
         return "passes" if is_right else "wrong"
@@ -116,49 +123,55 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             control[key] = [draw(*shape) for _ in trunk.spans[blocks]]
         return control
 
+    class Kept(Neighbours):
+        """What was sent before, and every output of every unit of the stage."""
+
+        def __init__(self, sent: dict[int, object], metas: list) -> None:
+            super().__init__()
+            self.consumed, self.metas = sent, metas
+            self.given: dict[int, object] = {}
+
+        def take(self, unit: int) -> object:
+            return copy_output(self.consumed[unit])
+
+        def give(self, unit: int, output: object) -> None:
+            super().give(unit, output)
+            self.given[unit] = copy_output(output)
+
     def by_stage(staged: StagedModel, residuals: Residuals, inputs: Inputs) -> list[object]:
         """The result of one stage with all residuals, and of two with their own, by each cut."""
         num_units = len(staged.trunk.units)
         results = []
-        for cut in range(num_units):
-            stored: dict[int, object] = {}
-            metas: list = []
-            for units in ((0, cut), (cut, num_units)) if cut else ((0, num_units),):
-                own = residuals.for_stage(inputs, units) if cut else inputs
-                result, executed = staged.run_stage(
-                    *(units, *_copy_inputs(*own)),
-                    stored={u: copy_output(out) for u, out in stored.items()},
-                    metas=metas,
-                    produced=range(cut),
-                    sink=lambda u, out, stored=stored: stored.update({u: copy_output(out)}),
-                    record=True,
-                )
-                metas += executed
+        for place in range(num_units):
+            others = Kept({}, [])
+            for units in ((0, place), (place, num_units)) if place else ((0, num_units),):
+                own = residuals.for_stage(inputs, (units,)) if place else inputs
+                others = Kept(others.given, others.metas)
+                result = staged.run_stage((units,), *_copy_inputs(*own), others)
             results.append(result)
         return results
 
-    def by_hand(staged: StagedModel, ranges: list[Range], inputs: list) -> list[object]:
+    def by_hand(staged: StagedModel, stages: Sequence[Stage], inputs: list) -> list[object]:
         """The evaluations as the algorithm writes them, with every output of every unit kept.
 
-        Stage k of evaluation i takes from the stages before it what they made in evaluation i-1.
+        Stage k of evaluation i takes from stage k-1 what that made in evaluation i-1. The way into
+        a fold is of evaluation i, and so is what lies within one stage.
         """
-        num_units = len(staged.trunk.units)
         before: dict[int, object] = {}
         metas: list = []
         results = []
         for index, each in enumerate(inputs):
+            way_in: dict[int, object] = {}
+            for stage in reversed(stages):
+                if len(stage) > 1:
+                    others = Kept(dict(way_in), metas)
+                    staged.run_stage(stage[:1], *_copy_inputs(*each), others)
+                    way_in |= others.given
             now: dict[int, object] = {}
-            for start, stop in ranges:
-                stored = now if index == 0 else before
-                result, executed = staged.run_stage(
-                    *((start, stop), *_copy_inputs(*each)),
-                    stored={u: copy_output(out) for u, out in stored.items() if u < start},
-                    metas=metas,
-                    produced=range(num_units),
-                    sink=lambda unit, output, now=now: now.setdefault(unit, copy_output(output)),
-                    record=index == 0,
-                )
-                metas += executed
+            for stage in stages:
+                others = Kept((now if index == 0 else before) | way_in, metas)
+                result = staged.run_stage(stage, *_copy_inputs(*each), others)
+                now |= others.given
             results.append(result)
             before = now
         return results

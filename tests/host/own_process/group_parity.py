@@ -51,11 +51,11 @@ def main(comfyui: str, pack: str) -> None:
             *(model, noise, steps, 3.0, "euler", "simple", *prompts, empty), seed=5
         )
 
-    def oracle_model(name: str, ranges: list, warm_up: int) -> object:
+    def oracle_model(name: str, stages: list, warm_up: int) -> object:
         patcher = load(name)
         real = patcher.model.diffusion_model
         trunk = Trunk.of(real, layout_of(real))
-        oracle = Oracle(StagedModel(real, trunk, entry_of(real)), ranges)
+        oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages)
         oracle.begin_run(AsyncSchedule(warm_up))
 
         def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
@@ -107,9 +107,9 @@ def main(comfyui: str, pack: str) -> None:
             full = sample(with_schedule(model, steps, False), name)
             held[f"{name}: full warm-up equals stock"] = torch.equal(full, stock)
             ours = sample(with_schedule(model, 1, False), name)
-            ranges = POOL.peek(model.remote.key).ranges
+            stages = POOL.peek(model.remote.key).stages
             without = ours
-            oracle = sample(oracle_model(name, ranges, 1), name)
+            oracle = sample(oracle_model(name, stages, 1), name)
             held[f"{name}: async equals oracle"] = torch.equal(ours, oracle)
             held[f"{name}: async differs from stock"] = not torch.equal(ours, stock)
             if name == "Lumina 2":  # on the workers that are there
@@ -118,7 +118,7 @@ def main(comfyui: str, pack: str) -> None:
                 full = sample(with_schedule(model, steps, False), name, hooks)
                 held["LoRA hooks: full warm-up equals stock"] = torch.equal(full, hooked)
                 ours = sample(with_schedule(model, 1, False), name, hooks)
-                oracle = sample(oracle_model(name, ranges, 1), name, hooks)
+                oracle = sample(oracle_model(name, stages, 1), name, hooks)
                 held["LoRA hooks: async equals oracle"] = torch.equal(ours, oracle)
                 distinct = [hooked, ours, stock]
                 held["LoRA hooks: async, stock and without them differ"] = not any(

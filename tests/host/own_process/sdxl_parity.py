@@ -80,11 +80,11 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             **{"seed": 5, **kwargs},
         )
 
-    def oracle_model(ranges: list, warm_up: int, stride: int = 1, shift: bool = False) -> object:
+    def oracle_model(stages: list, warm_up: int, stride: int = 1, shift: bool = False) -> object:
         """A MODEL that samples with the oracle, in this process."""
         real = reduced_sdxl.load().model.diffusion_model
         trunk = Trunk.of(real, layout_of(real))
-        oracle = Oracle(StagedModel(real, trunk, entry_of(real)), ranges, stride)
+        oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages, stride)
         oracle.begin_run(AsyncSchedule(warm_up, shift))
         patcher = build_skeleton(Loader("reduced_sdxl:load", ()))
         # Nothing to load: the skeleton's own parameters are on meta.
@@ -111,11 +111,11 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
                 name = f"N={workers} {batch}"
                 full = sample(with_schedule(model, steps, False), unbatched)
                 held[f"{name} full warm-up equals stock"] = torch.equal(full, stock)
-                ranges = POOL.peek(model.remote.key).ranges
+                stages = POOL.peek(model.remote.key).stages
                 for warm_up in (1, 3):
                     scheduled = with_schedule(model, warm_up, False)
                     ours = sample(scheduled, unbatched)
-                    reference = sample(oracle_model(ranges, warm_up), unbatched)
+                    reference = sample(oracle_model(stages, warm_up), unbatched)
                     name = f"N={workers} {batch} warm_up={warm_up}"
                     held[f"{name} equals oracle"] = torch.equal(ours, reference)
                     held[f"{name} differs from stock"] = not torch.equal(ours, stock)
@@ -133,8 +133,8 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             stock = sample(stock_model, unbatched)
             for warm_up, shift, how in runs:
                 ours = sample(with_schedule(model, warm_up, shift), unbatched=False, **how)
-                ranges = POOL.peek(model.remote.key).ranges
-                oracle = oracle_model(ranges, warm_up, stride, shift)
+                cuts = POOL.peek(model.remote.key).stages
+                oracle = oracle_model(cuts, warm_up, stride, shift)
                 name = f"N={stages} S={stride} R={replicas} warm_up={warm_up} shift={shift} {how}"
                 expected = sample(oracle, unbatched, **how)
                 held[f"{name} equals oracle"] = torch.equal(ours, expected)
