@@ -17,8 +17,9 @@ from .processes import run
 
 STEPS = 2
 NAMES = (
-    *("sd2", "vega", "flux", "flux2", "hunyuan-video", "ltx", "ltx-av", "vace"),
-    *("cogvideox", "kandinsky", "lens"),
+    *("sd2", "vega", "flux", "flux2", "hunyuan-video", "hunyuan-video-1.5", "ltx", "ltx-av"),
+    *("wan-i2v", "vace", "cogvideox", "kandinsky", "krea2", "joyimage", "hunyuan3d"),
+    *("hunyuan3d-2.1", "lens"),
 )
 
 
