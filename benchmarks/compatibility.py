@@ -84,6 +84,8 @@ def run_on_server(comfyui: Path) -> tuple[Features, dict[str, bool]]:
                 rows.append((feature.name, feature.kind, result))
                 print(*rows[-1], sep=": ", flush=True)
             for name, family in write(server).items():
+                if "missing" in family:
+                    continue  # in this ComfyUI
                 try:
                     compare(server, name, family)
                     files[family["label"]] = True

@@ -5,7 +5,8 @@
 Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
 them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
 almost all linear layers. The weights are those of architectures.py. Prints one JSON object: per
-name the class that has the file, and the inputs of one sampling (see test_stock_format.py).
+name the class that has the file, and the inputs of one sampling (see test_stock_format.py); or that
+this ComfyUI is too old to have the class.
 
 Left out is what takes more than a test should. Detection gives Cosmos, Anima, HiDream, OmniGen2,
 Mochi, ACE-Step, Ernie, PixelDiT, PiD, TripoSplat, SeedVR2 and Stable Cascade their full depth
@@ -265,7 +266,11 @@ def main(comfyui: str, models: str) -> None:
     written = {}
     for name, family in families().items():
         path, config = family.pop("path"), family.pop("config")
-        model = Architecture("", path, config, lambda draw: {}).build()
+        architecture = Architecture("", path, config, lambda draw: {})
+        if not architecture.is_known():
+            written[name] = {"class": architecture.class_name, "missing": True, **family}
+            continue
+        model = architecture.build()
         dtype = torch.float16 if family.pop("half", False) else torch.float32
         weights = {key: value.to(dtype) for key, value in model.state_dict().items()}
         metadata = {"format": "pt"}
