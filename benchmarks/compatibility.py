@@ -25,6 +25,7 @@ KINDS = {
     "flux": ("Flux.1", "Flux.1, LongCat Image"),
     "wan": ("Wan 2.1", "Wan 2.1, 2.2: text to video"),
 }
+ANIMATED = "SD 1.5 with AnimateDiff motion modules"
 UNTRIED = "-"
 
 Features = list[tuple[str, str, str]]  # name, the model that it was tried on, what came of it
@@ -106,7 +107,9 @@ def architecture_rows(
         return [
             result == "exact"
             for name, kind, result in features
-            if kind in kinds and about in name and result != "refused"
+            if (kind in kinds or label == ANIMATED and "AnimateDiff" in name)
+            and about in name
+            and result != "refused"
         ]
 
     def told(results: list[bool]) -> str:

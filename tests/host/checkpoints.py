@@ -44,6 +44,7 @@ HEAD_GAIN = 0.5
 LORA_LAYERS = (
     ("in_layers.2", "out_layers.3", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # UNet
     + ("_attn.q", "_attn.v", "_attn.o", "ffn.0", "ffn.2")  # Wan
+    + ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # SD3
 )
 
 
@@ -564,13 +565,14 @@ def _carry_patches(weights: StateDict, embedding: str, head: str) -> None:
 # LoRA
 
 
-def write_lora(path: Path, *, model: Literal["sd15", "wan"]) -> Path:
-    """Write a LoRA in the kohya format for the model that `write_sd15` or `write_wan` writes.
+def write_lora(path: Path, *, model: Literal["sd15", "sd3", "wan"]) -> Path:
+    """Write a LoRA in the kohya format for the model that `write_sd15` and so on write.
 
     It touches attention, feed-forward and, in the UNet, convolutions, in every block, and changes
     each weight by about a quarter of its size.
     """
-    return _write(path, lambda: lora(unet(TWO_LEVELS) if model == "sd15" else wan()), model)
+    bases = {"sd15": lambda: unet(TWO_LEVELS), "sd3": lambda: sd3(8), "wan": wan}
+    return _write(path, lambda: lora(bases[model]()), model)
 
 
 def lora(base: dict[str, torch.Tensor], rank: int = 4) -> StateDict:

@@ -60,6 +60,7 @@ def write_files(models: Path) -> None:
     folder = models / "animatediff_models"
     folder.mkdir(exist_ok=True)
     checkpoints.write_motion(folder / "tiny-motion.safetensors")
+    checkpoints.write_lora(models / "loras" / "tiny-sd3-lora.safetensors", model="sd3")
     for kind in checkpoints.LORA_KINDS:
         checkpoints.write_lora_kind(models / "loras" / f"tiny-{kind}.safetensors", kind)
 
@@ -567,6 +568,7 @@ FEATURES = (
         Feature(f"LoRA of the kind {kind}", "sd15", lora(f"tiny-{kind}.safetensors"))
         for kind in checkpoints.LORA_KINDS
     ),
+    Feature("LoRA of the kind lora", "sd3", lora("tiny-sd3-lora.safetensors")),
     Feature(
         "several LoRAs",
         "sd15",
@@ -599,9 +601,9 @@ FEATURES = (
         refusal="knows 2 frames",
     ),
     Feature(
-        "the same in context windows (dim 0)",
+        "AnimateDiff in context windows (dim 0), with LoRA",
         "sd15",
-        chain(MOTION, windows(2, 1, dim=0, causal_window_fix=False)),
+        chain(MOTION, LORA, windows(2, 1, dim=0, causal_window_fix=False)),
         base=frames(4),
     ),
     Feature(
