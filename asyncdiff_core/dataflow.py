@@ -8,7 +8,9 @@ every value, where a comparison of results would hold for the values that were t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -76,6 +78,7 @@ class _Flow(TorchDispatchMode):
         super().__init__()
         self._model, self._names = model, [unit.name for unit in trunk.units]
         self._modules = [tuple(unit.module.modules()) for unit in trunk.units]
+        self._globals = [_globals_of(modules) for modules in self._modules]
         self._origins: dict[int, frozenset[Origin]] = {}
         self._alive: list[torch.Tensor] = []  # so that no address is used twice
         self._evaluation = 0
@@ -156,15 +159,25 @@ class _Flow(TorchDispatchMode):
     def _state(self, index: int) -> Any:
         """What a unit could leave behind that is no tensor."""
         leaves, structure = pytree.tree_flatten(self._inputs)
-        modules = (self._model, *self._modules[index])
-        return structure, [x for x in leaves if _is_plain(x)], [_attributes(m) for m in modules]
+        spaces = map(vars, (self._model, *self._modules[index], *self._globals[index]))
+        return structure, [x for x in leaves if _is_plain(x)], [_variables(s) for s in spaces]
 
 
-def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+def _globals_of(modules: Iterable[torch.nn.Module]) -> list[ModuleType]:
+    """The Python modules with the code of these, but for PyTorch's own."""
+    names = {base.__module__ for module in modules for base in type(module).__mro__}
+    return [
+        sys.modules[name]
+        for name in sorted(names & sys.modules.keys())
+        if name != "builtins" and name.partition(".")[0] != "torch"
+    ]
+
+
+def _variables(space: Mapping[str, Any]) -> dict[str, Any]:
     sized = (list, dict, set, tuple)
     return {
         name: len(value) if isinstance(value, sized) else value
-        for name, value in vars(module).items()
+        for name, value in space.items()
         if isinstance(value, sized) or _is_plain(value)
     }
 

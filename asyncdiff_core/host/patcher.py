@@ -17,6 +17,7 @@ from comfy.patcher_extension import CallbacksMP
 
 from ..errors import UnsupportedPatchError
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
+from . import controls
 from .attachments import reporting_back, split_options
 from .compilation import KEY, KIND, ROOT, compilation_of, elsewhere, keys_of
 from .hooks import HOOKS_MARK, strengths_of
@@ -52,6 +53,8 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         here = devices.count(str(patcher.load_device))
         patcher.size = max(1, remote.weight_bytes * here // len(devices))
         patcher.model.device = patcher.load_device
+        preparing = patcher.wrappers.setdefault(controls.KIND, {})
+        preparing[controls.KEY] = [controls.refuse_taking_weights]
         wrappers = patcher.wrappers.get(KIND, {})
         if KEY in wrappers:
             wrappers[KEY] = [elsewhere(wrapper) for wrapper in wrappers[KEY]]

@@ -79,6 +79,10 @@ class _Pickler(cloudpickle.Pickler):
             # patch leaves in a variable is for another one of it (HyperTile, ToMe).
             make, arguments, (attributes, slots), *rest = reduced
             slots = {**slots, "__closure__": None}
+            if obj.__module__ not in sys.modules or sys.modules[obj.__module__] in self.by_value:
+                # torch.compile imports the module that globals name; those without a name it takes
+                # as they are.
+                arguments[1].pop("__name__", None)
             return make, (*arguments[:-1], obj.__closure__), (attributes, slots), *rest
         return reduced
 

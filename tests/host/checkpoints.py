@@ -44,6 +44,7 @@ HEAD_GAIN = 0.5
 LORA_LAYERS = (
     ("in_layers.2", "out_layers.3", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # UNet
     + ("_attn.q", "_attn.v", "_attn.o", "ffn.0", "ffn.2")  # Wan
+    + ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # SD3
 )
 
 
@@ -169,6 +170,55 @@ def controlnet(levels: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
     for number in range(num_outputs):
         weights.conv(f"zero_convs.{number}.0", UNET_CHANNELS, UNET_CHANNELS, (1, 1), gain=0.3)
     weights.conv("middle_block_out.0", UNET_CHANNELS, UNET_CHANNELS, (1, 1), gain=0.3)
+    return weights
+
+
+def write_control_lora(path: Path) -> Path:
+    """Write a Control-LoRA that changes nothing of the encoder, which ComfyUI takes from the MODEL.
+
+    It is the rest of the ControlNet of `write_controlnet`.
+    """
+
+    def make() -> dict[str, torch.Tensor]:
+        own = ("input_hint_block.", "zero_convs.", "middle_block_out.")
+        whole = controlnet(TWO_LEVELS)
+        return {
+            "lora_controlnet": torch.zeros(1),
+            **{key: weight for key, weight in whole.items() if key.startswith(own)},
+        }
+
+    return _write(path, make)
+
+
+def write_t2i_adapter(path: Path) -> Path:
+    """Write a T2I adapter of the SDXL kind for a picture in colours, in the original format (.pth).
+
+    Its features have 16 pixels each, as the second level of the model of `write_sd15` has. The
+    first of them is all that this small model has a place for; the weights of the others are one
+    zero that is read again and again, which makes the file small.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(dict(t2i_adapter()), unfinished)
+    unfinished.replace(path)
+    return path
+
+
+def t2i_adapter() -> StateDict:
+    channels, weights = [UNET_CHANNELS * n for n in (1, 2, 4, 4)], StateDict(12)
+    weights.conv("conv_in", channels[0], 3 * 16 * 16)
+    for block in range(2):
+        weights.conv(f"body.{block}.block1", channels[0], channels[0])
+        weights.conv(f"body.{block}.block2", channels[0], channels[0], (1, 1), gain=BRANCH_GAIN)
+    zero = torch.zeros(1)
+    for level, (inputs, outputs) in enumerate(itertools.pairwise(channels), start=1):
+        for block in (2 * level, 2 * level + 1):
+            sizes = {"block1": (outputs, outputs, 3, 3), "block2": (outputs, outputs, 1, 1)}
+            if inputs != outputs and block == 2 * level:
+                sizes["in_conv"] = (outputs, inputs, 1, 1)
+            for name, size in sizes.items():
+                weights[f"body.{block}.{name}.weight"] = zero.expand(size)
+                weights[f"body.{block}.{name}.bias"] = zero.expand(outputs)
     return weights
 
 
@@ -357,6 +407,59 @@ def write_sd3(path: Path, *, depth: int = 8) -> Path:
     return _write(path, lambda: _cast(sd3(depth), torch.float16), depth)
 
 
+def write_sd3_controlnet(path: Path, *, depth: int = 8) -> Path:
+    """Write a ControlNet for the model of `write_sd3`, in the format of diffusers.
+
+    Two blocks, and a hint of four channels, which SD 1.5's autoencoder makes.
+    """
+    return _write(path, lambda: sd3_controlnet(depth), depth)
+
+
+# ComfyUI's names to those of diffusers, where they are not the same.
+DIFFUSERS_SD3 = (
+    ("joint_blocks.", "transformer_blocks."),
+    ("context_block.adaLN_modulation.1.", "norm1_context.linear."),
+    ("x_block.adaLN_modulation.1.", "norm1.linear."),
+    ("context_block.attn.proj.", "attn.to_add_out."),
+    ("x_block.attn.proj.", "attn.to_out.0."),
+    ("context_block.mlp.fc1.", "ff_context.net.0.proj."),
+    ("context_block.mlp.fc2.", "ff_context.net.2."),
+    ("x_block.mlp.fc1.", "ff.net.0.proj."),
+    ("x_block.mlp.fc2.", "ff.net.2."),
+    ("x_embedder.", "pos_embed."),
+    ("t_embedder.mlp.0.", "time_text_embed.timestep_embedder.linear_1."),
+    ("t_embedder.mlp.2.", "time_text_embed.timestep_embedder.linear_2."),
+    ("y_embedder.mlp.0.", "time_text_embed.text_embedder.linear_1."),
+    ("y_embedder.mlp.2.", "time_text_embed.text_embedder.linear_2."),
+)
+DIFFUSERS_QKV = {
+    "context_block.attn.qkv.": ("attn.add_q_proj.", "attn.add_k_proj.", "attn.add_v_proj."),
+    "x_block.attn.qkv.": ("attn.to_q.", "attn.to_k.", "attn.to_v."),
+}
+
+
+def sd3_controlnet(depth: int, num_blocks: int = 2) -> StateDict:
+    width, weights = 64 * depth, StateDict(13)
+    blocks = tuple(f"joint_blocks.{index}." for index in range(num_blocks))
+    for key, weight in sd3(depth).items():
+        if key.startswith("final_layer.") or key.startswith("joint_blocks.") > key.startswith(
+            blocks
+        ):
+            continue
+        for ours, theirs in DIFFUSERS_SD3:
+            key = key.replace(ours, theirs)
+        qkv = next((name for name in DIFFUSERS_QKV if name in key), None)
+        if qkv:
+            for part, name in zip(weight.chunk(3), DIFFUSERS_QKV[qkv], strict=True):
+                weights[key.replace(qkv, name)] = part
+        else:
+            weights["pos_embed.pos_embed" if key == "pos_embed" else key] = weight
+    weights.conv("pos_embed_input.proj", width, 4, (2, 2))
+    for index in range(num_blocks):
+        weights.linear(f"controlnet_blocks.{index}", width, width, gain=0.3)
+    return weights
+
+
 def sd3(depth: int) -> StateDict:
     """The multimodal transformer's state dict."""
     width, weights = 64 * depth, StateDict(5)
@@ -428,6 +531,25 @@ def flux() -> StateDict:
     return weights
 
 
+def write_flux_controlnet(path: Path) -> Path:
+    """Write a ControlNet for the model of `write_flux`, in the format of XLabs."""
+    return _write(path, flux_controlnet)
+
+
+def flux_controlnet() -> StateDict:
+    """The double blocks, a layer for the output of each, and a stack for the hint."""
+    weights = StateDict(14)
+    left_out = ("single_blocks.", "final_layer.")
+    weights.update({key: weight for key, weight in flux().items() if not key.startswith(left_out)})
+    width = weights["img_in.bias"].shape[0]
+    for number in range(8):
+        weights.conv(f"input_hint_block.{2 * number}", 16, 16 if number else 3)
+    weights.linear("pos_embed_input", width, PATCH_VALUES)
+    for index in range(2):
+        weights.linear(f"controlnet_blocks.{index}", width, width, gain=0.3)
+    return weights
+
+
 def _carry_patches(weights: StateDict, embedding: str, head: str) -> None:
     """Let the first channels of a transformer carry the patches and its head read them again.
 
@@ -443,13 +565,14 @@ def _carry_patches(weights: StateDict, embedding: str, head: str) -> None:
 # LoRA
 
 
-def write_lora(path: Path, *, model: Literal["sd15", "wan"]) -> Path:
-    """Write a LoRA in the kohya format for the model that `write_sd15` or `write_wan` writes.
+def write_lora(path: Path, *, model: Literal["sd15", "sd3", "wan"]) -> Path:
+    """Write a LoRA in the kohya format for the model that `write_sd15` and so on write.
 
     It touches attention, feed-forward and, in the UNet, convolutions, in every block, and changes
     each weight by about a quarter of its size.
     """
-    return _write(path, lambda: lora(unet(TWO_LEVELS) if model == "sd15" else wan()), model)
+    bases = {"sd15": lambda: unet(TWO_LEVELS), "sd3": lambda: sd3(8), "wan": wan}
+    return _write(path, lambda: lora(bases[model]()), model)
 
 
 def lora(base: dict[str, torch.Tensor], rank: int = 4) -> StateDict:

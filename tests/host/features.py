@@ -49,12 +49,18 @@ def write_files(models: Path) -> None:
     """The files that features need besides those of lab.write_models."""
     wide = ((1, 1), (2, 1))
     checkpoints.write_sd15(models / "checkpoints" / "tiny-wide.safetensors", levels=wide)
-    checkpoints.write_controlnet(models / "controlnet" / "tiny-control.safetensors")
+    controls = models / "controlnet"
+    checkpoints.write_controlnet(controls / "tiny-control.safetensors")
+    checkpoints.write_control_lora(controls / "tiny-control-lora.safetensors")
+    checkpoints.write_t2i_adapter(controls / "tiny-t2i.pth")
+    checkpoints.write_sd3_controlnet(controls / "tiny-sd3-control.safetensors")
+    checkpoints.write_flux_controlnet(controls / "tiny-flux-control.safetensors")
     checkpoints.write_sd15(models / "checkpoints" / "tiny-inpaint.safetensors", channels=9)
     checkpoints.write_flux(models / "diffusion_models" / "tiny-flux.safetensors")
     folder = models / "animatediff_models"
     folder.mkdir(exist_ok=True)
     checkpoints.write_motion(folder / "tiny-motion.safetensors")
+    checkpoints.write_lora(models / "loras" / "tiny-sd3-lora.safetensors", model="sd3")
     for kind in checkpoints.LORA_KINDS:
         checkpoints.write_lora_kind(models / "loras" / f"tiny-{kind}.safetensors", kind)
 
@@ -130,14 +136,11 @@ def lora(file: str, strength: float = 1.0) -> Change:
     return patched("LoraLoaderModelOnly", lora_name=file, strength_model=strength)
 
 
-def controlled(*strengths: float) -> Change:
-    """ControlNets, one after the other."""
+def controlled(*strengths: float, file: str = "tiny-control.safetensors", **inputs: Any) -> Change:
+    """ControlNets, one after the other. `inputs` are more of the node that applies them."""
 
     def change(flow: Workflow) -> Workflow:
-        flow = {
-            **flow,
-            "control": node("ControlNetLoader", control_net_name="tiny-control.safetensors"),
-        }
+        flow = {**flow, "control": node("ControlNetLoader", control_net_name=file)}
         positive, negative = ["positive", 0], ["negative", 0]
         for number, strength in enumerate(strengths):
             color = 0x3366CC >> 4 * number
@@ -153,6 +156,7 @@ def controlled(*strengths: float) -> Change:
                 strength=strength,
                 start_percent=0.0,
                 end_percent=1.0 - 0.4 * number,
+                **inputs,
             )
             positive, negative = [f"apply-{number}", 0], [f"apply-{number}", 1]
         return resampled(flow, positive=positive, negative=negative)
@@ -227,6 +231,19 @@ def hooked(*keyframes: tuple[float, float]) -> Change:
         return resampled(flow, positive=["positive hooked", 0], negative=["negative hooked", 0])
 
     return change
+
+
+def skipping(layers: str, start: float, end: float) -> Change:
+    """Skip Layer Guidance in a part of the run: one cond more, with blocks left out."""
+    part = {"start_percent": start, "end_percent": end}
+    which = {"double_layers": layers, "single_layers": ""}
+    return patched("SkipLayerGuidanceDiTSimple", **which, **part)
+
+
+def windows(length: int, overlap: int, **inputs: Any) -> Change:
+    """Context windows. `inputs` are `dim` and `causal_window_fix`."""
+    size = {"context_length": length, "context_overlap": overlap}
+    return patched("ContextWindowsManual", **size, **WINDOWS, **inputs)
 
 
 def added(**nodes: dict[str, Any]) -> Change:
@@ -334,12 +351,10 @@ WINDOWS = {
     "context_stride": 1,
     "closed_loop": False,
     "fuse_method": "pyramid",
-    "dim": 2,
     "freenoise": False,
     "cond_retain_index_list": "",
     "split_conds_to_windows": False,
     "latent_retain_index_list": "",
-    "causal_window_fix": True,
 }
 FRAMES = frames(2)
 MOTION = patched("AsyncDiffMotionModule", motion_model="tiny-motion.safetensors")
@@ -355,6 +370,19 @@ CACHE = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "ver
 FEATURES = (
     Feature("ControlNet", "sd15", controlled(0.8)),
     Feature("ControlNet, several, with ranges of steps", "sd15", controlled(0.8, 0.5)),
+    Feature(
+        "ControlNet (diffusers), with an autoencoder",
+        "sd3",
+        controlled(0.8, file="tiny-sd3-control.safetensors", vae=["text", 2]),
+    ),
+    Feature("ControlNet (XLabs)", "flux", controlled(0.8, file="tiny-flux-control.safetensors")),
+    Feature(
+        "ControlNet that takes weights of the MODEL (Control-LoRA)",
+        "sd15",
+        controlled(0.8, file="tiny-control-lora.safetensors"),
+        refusal="kind ControlLora takes weights out",
+    ),
+    Feature("T2I adapter", "sd15", controlled(0.8, file="tiny-t2i.pth")),
     Feature("FreeU", "sd15", patched("FreeU", b1=1.1, b2=1.2, s1=0.9, s2=0.2), base=WIDE),
     Feature("FreeU V2", "sd15", FREEU, base=WIDE),
     Feature("attention replaced as by IP-Adapter", "sd15", patched("TestImageAdapter", weight=0.7)),
@@ -387,13 +415,7 @@ FEATURES = (
     Feature(
         "Skip Layer Guidance (DiT, simple), several layers",
         "wan",
-        patched(
-            "SkipLayerGuidanceDiTSimple",
-            double_layers="0, 5, 6, 11",
-            single_layers="",
-            start_percent=0.0,
-            end_percent=1.0,
-        ),
+        skipping(layers="0, 5, 6, 11", start=0.0, end=1.0),
     ),
     Feature(
         "Self-Attention Guidance",
@@ -517,9 +539,7 @@ FEATURES = (
     Feature(
         "context windows of a long video",
         "wan",
-        chain(
-            VIDEO, patched("ContextWindowsManual", context_length=4, context_overlap=2, **WINDOWS)
-        ),
+        windows(4, 2, dim=2, causal_window_fix=True),
         base=VIDEO,
     ),
     Feature("a merge of two MODELs, then Parallelize Model", "sd15", merged, spread=parallelized),
@@ -548,6 +568,7 @@ FEATURES = (
         Feature(f"LoRA of the kind {kind}", "sd15", lora(f"tiny-{kind}.safetensors"))
         for kind in checkpoints.LORA_KINDS
     ),
+    Feature("LoRA of the kind lora", "sd3", lora("tiny-sd3-lora.safetensors")),
     Feature(
         "several LoRAs",
         "sd15",
@@ -580,12 +601,41 @@ FEATURES = (
         refusal="knows 2 frames",
     ),
     Feature(
+        "AnimateDiff in context windows (dim 0), with LoRA",
+        "sd15",
+        chain(MOTION, LORA, windows(2, 1, dim=0, causal_window_fix=False)),
+        base=frames(4),
+    ),
+    Feature(
         "torch.compile of blocks, with LoRA",
         "wan",
         chain(
             patched("TestTorchCompile", backend="scaled", keys=WAN_KEYS),
             lora("tiny-wan-lora.safetensors"),
         ),
+    ),
+    Feature(
+        "torch.compile of a block, with attention replaced in it",
+        "sd15",
+        patched("TestTorchCompile", backend="scaled", keys=SD15_KEY),
+        base=patched("TestImageAdapter", weight=0.7),
+    ),
+    Feature(
+        "torch.compile of the whole model (eager), with FreeU and attention replaced",
+        "sd15",
+        chain(
+            patched("TestTorchCompile", backend="eager", keys="diffusion_model"),
+            patched("TestImageAdapter", weight=0.7),
+            FREEU,
+        ),
+        base=WIDE,
+    ),
+    Feature(
+        "torch.compile of blocks, with Skip Layer Guidance that begins and ends within the run",
+        "wan",
+        skipping(layers="0, 5, 6, 11", start=0.1, end=0.7),
+        steps=5,
+        base=patched("TestTorchCompile", backend="scaled", keys=WAN_KEYS),
     ),
     Feature(
         "torch.compile with a backend that fails",

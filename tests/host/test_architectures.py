@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def test_stages_equal_the_plain_forward(comfyui_path: Path) -> None:
     assert errors == {}
     assert {row["class"] for row in report.values()} == set(LAYOUTS)
     missing = {label for label in report if "missing" in report[label]}
-    assert not missing or version_of(comfyui_path) != DEFAULT_HOST, missing
+    if missing:
+        version = version_of(comfyui_path)
+        assert version != DEFAULT_HOST, missing
+        warnings.warn(f"not in ComfyUI {version}, and so not tried: {missing}", stacklevel=1)
     report = {label: row for label, row in report.items() if label not in missing}
     for label, row in report.items():
         layout = LAYOUTS[row["class"]]

@@ -123,6 +123,22 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
+calls = 0
+
+
+class CountingInAGlobal(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        global calls
+        calls += 1
+        return super().forward(x) * calls
+
+
+class CountsInAGlobal(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(CountingInAGlobal(WIDTH, WIDTH) for _ in range(4))
+
+
 class Counts(Model):
     def __init__(self) -> None:
         super().__init__()
@@ -178,6 +194,7 @@ def test_blocks_with_two_outputs() -> None:
         (FromBefore, "blocks.0 reads the output of blocks.3 of the evaluation before"),
         (SideDoor, "blocks.1 reads something inside blocks.0"),
         (Counts, "blocks.0 changes something beside its output"),
+        (CountsInAGlobal, "blocks.0 changes something beside its output"),
         (InPlaceSeen, "what comes after the last of them reads"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -17,6 +17,9 @@ import torch
 
 Inputs = dict[str, Any]
 
+# Buffers that a class leaves to the file: the positions of SD3 and of Stable Audio.
+IN_THE_FILE = {"pos_embed", "transformer.rotary_pos_emb.inv_freq"}
+
 
 class Draw:
     """Draws the same random tensors every time."""
@@ -67,7 +70,7 @@ class Architecture:
             **self.config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
         )
         draw = Draw(3)
-        buffers = {key for key, _ in model.named_buffers()} - {"pos_embed"}  # which a file has
+        buffers = {key for key, _ in model.named_buffers()} - IN_THE_FILE
         for key, value in (*model.named_parameters(), *model.named_buffers()):
             if key in buffers:
                 continue  # tables that the class computes

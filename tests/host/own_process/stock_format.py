@@ -5,10 +5,14 @@
 Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
 them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
 almost all linear layers. The weights are those of architectures.py. Prints one JSON object: per
-name the class that has the file, and the inputs of one sampling (see test_stock_format.py).
+name the class that has the file, and the inputs of one sampling (see test_stock_format.py); or that
+this ComfyUI is too old to have the class.
 
-Left out is what detection gives its full size whatever the file holds: Chroma, Qwen-Image,
-Lumina 2, Z-Image, AuraFlow, Cosmos, Anima, HiDream, OmniGen2, Mochi, ACE-Step, Stable Cascade.
+Left out is what takes more than a test should. Detection gives Cosmos, Anima, HiDream, OmniGen2,
+Mochi, ACE-Step, Ernie, PixelDiT, PiD, TripoSplat, SeedVR2 and Stable Cascade their full depth
+whatever the file holds. The widths of Chroma, Qwen-Image, Mage-Flow, AuraFlow, Lumina 2, Z-Image,
+Boogu and Ideogram 4 are fixed, and two blocks of these are a gigabyte or more; PixArt's are less,
+but it takes no small picture. HunyuanDiT and ACE-Step 1.5 want what only their text encoders make.
 """
 
 from __future__ import annotations
@@ -40,6 +44,11 @@ def families() -> dict[str, dict[str, Any]]:
     ltx_av = {**LTX_AV, "in_channels": 128, "num_layers": 4}
     vace = {**WAN, "in_dim": 16, "out_dim": 16, "num_layers": 4, "vace_layers": 2}
     vace |= {"vace_in_dim": 96, "freq_dim": 256}
+    i2v = {**WAN, "model_type": "i2v", "in_dim": 36, "out_dim": 16, "num_layers": 4}
+    i2v |= {"freq_dim": 256}
+    hunyuan_15 = {**HUNYUAN, **wide, "in_channels": 65, "out_channels": 32, "vec_in_dim": None}
+    hunyuan_15 |= {"axes_dim": [16, 56, 56], "guidance_embed": False, "vision_in_dim": 1152}
+    hunyuan_15 |= {"use_cond_type_embedding": True, "meanflow_sum": True, "byt5": True}
     video, picture, wide_picture = [1, 16, 2, 8, 8], [1, 16, 16, 16], [1, 128, 6, 6]
     return {
         "sd2": {
@@ -101,6 +110,14 @@ def families() -> dict[str, dict[str, Any]]:
             "text": 16,
             "pooled": 768,
         },
+        "hunyuan-video-1.5": {
+            "label": "Hunyuan Video 1.5, Hunyuan Image 2.1",
+            "path": "hunyuan_video.model:HunyuanVideo",
+            "config": hunyuan_15,
+            "latent": [[1, 32, 2, 8, 8]],
+            "text": 16,
+            "pooled": 768,
+        },
         "ltx": {
             "label": "LTX-Video",
             "path": "lightricks.model:LTXVModel",
@@ -116,6 +133,14 @@ def families() -> dict[str, dict[str, Any]]:
             "config": ltx_av,
             "metadata": ltx_av,
             "latent": [[1, 128, 2, 4, 4], [1, 8, 6, 16]],
+            "text": 16,
+        },
+        "wan-i2v": {
+            "label": "Wan 2.1, 2.2: image to video",
+            "path": "wan.model:WanModel",
+            "config": i2v,
+            "metadata": i2v,
+            "latent": [video],
             "text": 16,
         },
         "vace": {
@@ -155,6 +180,46 @@ def families() -> dict[str, dict[str, Any]]:
             "latent": [video],
             "text": 3584,
             "pooled": 768,
+        },
+        "krea2": {
+            "label": "Krea 2",
+            "path": "krea2.model:SingleStreamDiT",
+            "config": {
+                **{"features": 128, "heads": 1, "kvheads": 1, "layers": 4, "channels": 16},
+                **{"txtlayers": 3, "txtdim": 40, "txtheads": 20, "txtkvheads": 20},
+            },
+            "latent": [picture],
+            "text": 120,
+        },
+        "joyimage": {
+            "label": "JoyImage",
+            "path": "joyimage.model:JoyImageTransformer3DModel",
+            "config": {
+                **{"in_channels": 16, "hidden_size": 128, "num_attention_heads": 1},
+                **{"text_dim": 4096, "num_layers": 4, "rope_dim_list": [16, 56, 56]},
+            },
+            "latent": [video],
+            "text": 4096,
+        },
+        "hunyuan3d": {
+            "label": "Hunyuan3D 2",
+            "path": "hunyuan3d.model:Hunyuan3Dv2",
+            "config": {
+                **{"in_channels": 64, "context_in_dim": 16, "hidden_size": 64, "num_heads": 16},
+                **{"depth": 2, "depth_single_blocks": 2, "qkv_bias": True},
+            },
+            "latent": [[1, 64, 19]],
+            "text": 16,
+        },
+        "hunyuan3d-2.1": {
+            "label": "Hunyuan3D 2.1",
+            "path": "hunyuan3dv2_1.hunyuandit:HunYuanDiTPlain",
+            "config": {
+                **{"in_channels": 64, "hidden_size": 64, "context_dim": 1024, "depth": 7},
+                **{"num_heads": 16, "qkv_bias": False, "guidance_cond_proj_dim": None},
+            },
+            "latent": [[1, 64, 19]],
+            "text": 1024,
         },
         "lens": {
             "label": "Lens",
@@ -201,7 +266,11 @@ def main(comfyui: str, models: str) -> None:
     written = {}
     for name, family in families().items():
         path, config = family.pop("path"), family.pop("config")
-        model = Architecture("", path, config, lambda draw: {}).build()
+        architecture = Architecture("", path, config, lambda draw: {})
+        if not architecture.is_known():
+            written[name] = {"class": architecture.class_name, "missing": True, **family}
+            continue
+        model = architecture.build()
         dtype = torch.float16 if family.pop("half", False) else torch.float32
         weights = {key: value.to(dtype) for key, value in model.state_dict().items()}
         metadata = {"format": "pt"}
