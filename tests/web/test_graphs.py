@@ -81,7 +81,12 @@ def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
     page.wait_for_label("AsyncDiffCheckpointLoader", "Choose devices")
     (found,) = page.nodes("AsyncDiffCheckpointLoader")
     assert found["saved"] == ["v1-5-pruned-emaonly-fp16.safetensors", "cpu,cpu", 2, 1, 1]
-    assert placement(page.queued()) == {"devices": "cpu,cpu", "stages": 2, "replicas": 1, "stride": 1}
+    assert placement(page.queued()) == {
+        "devices": "cpu,cpu",
+        "stages": 2,
+        "replicas": 1,
+        "stride": 1,
+    }
 
 
 def test_devices_from_another_node_are_replaced_too(page: Canvas) -> None:
