@@ -44,7 +44,7 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("reconnected", forgetMachine);
-    replaceForeignDevices(app, api, warn);
+    replaceForeignDevices(api, warn);
     app.extensionManager.registerSidebarTab({
       id: TAB,
       icon: "pi pi-server",

@@ -10,6 +10,7 @@
 import { bytes } from "./panel/words.js";
 
 const CHOOSE = "Choose devices";
+const LINKED = "Devices come from a link";
 
 // The placement of a node whose devices are those of another machine.
 const ELSEWHERE = { devices: "auto", stages: 0, replicas: 0, stride: 1 };
@@ -23,9 +24,10 @@ document.addEventListener("pointerdown", (event) => (lastPointer = event), true)
 export function addDeviceChoice(node, api) {
   const devices = node.widgets?.find((widget) => widget.name === "devices");
   if (!devices || !node.comfyClass?.startsWith("AsyncDiff")) return;
+  const isLinked = () => (node.inputs?.find((input) => input.widget?.name === "devices")?.link ?? null) !== null;
   const button = node.addWidget("button", "choose_devices", null, async () => {
     const known = await askMachine(api);
-    if (known) openMenu(known, devices, update);
+    if (known && !isLinked()) openMenu(known, devices, update);
   });
   // It comes last and is not saved: saved values are told apart by their position.
   button.serialize = false;
@@ -33,10 +35,9 @@ export function addDeviceChoice(node, api) {
   button.label = CHOOSE;
 
   async function update() {
-    // What another node gives is not known before the graph is queued.
-    const input = node.inputs?.find((one) => one.widget?.name === "devices");
-    const isLinked = input?.link !== null && input?.link !== undefined;
-    const label = (isLinked ? null : warning(devices.value, await askMachine(api))) ?? CHOOSE;
+    const known = await askMachine(api);
+    // What a link gives is not known before the graph is queued. Links may have come meanwhile.
+    const label = isLinked() ? LINKED : (warning(devices.value, known) ?? CHOOSE);
     if (button.label === label) return;
     button.label = label;
     node.setDirtyCanvas?.(true, true);
@@ -59,26 +60,27 @@ export function addDeviceChoice(node, api) {
 }
 
 /**
- * Have `app` queue `auto` in the place of devices that this machine does not have, wherever they come
- * from: a widget, a node linked to it, or a subgraph around it.
+ * Have the browser queue `auto` in the place of devices that this machine does not have, wherever they come
+ * from: a widget, a node linked to it, or a subgraph around it. What is saved or exported stays as it is.
  * @param {(text: string) => void} tell shows a warning, once per node and devices, since the node may be
  *     out of sight
  */
-export function replaceForeignDevices(app, api, tell) {
-  const { graphToPrompt } = app;
+export function replaceForeignDevices(api, tell) {
+  const { queuePrompt } = api;
   const told = new Set();
-  app.graphToPrompt = async function (...args) {
-    const prompt = await graphToPrompt.apply(this, args);
-    for (const { class_type, inputs, _meta } of Object.values(prompt?.output ?? {})) {
+  api.queuePrompt = async function (number, prompt, ...args) {
+    const output = { ...prompt.output };
+    for (const [id, node] of Object.entries(output)) {
+      const { class_type, inputs, _meta } = node;
       if (!class_type?.startsWith("AsyncDiff") || typeof inputs.devices !== "string") continue;
       const complaint = warning(inputs.devices, await askMachine(api));
       if (!complaint) continue;
-      Object.assign(inputs, ELSEWHERE);
+      output[id] = { ...node, inputs: { ...inputs, ...ELSEWHERE } };
       const text = `${_meta?.title ?? class_type}: ${complaint}`;
       if (!told.has(text)) tell(text);
       told.add(text);
     }
-    return prompt;
+    return queuePrompt.call(this, number, { ...prompt, output }, ...args);
   };
 }
 

@@ -7,6 +7,7 @@
 
 const BUSY_MILLISECONDS = 300;
 const IDLE_MILLISECONDS = 3000;
+const PATIENCE_MILLISECONDS = 10000; // for one answer
 const BUSY_STATES = new Set(["starting", "loading", "sampling"]);
 const PROMPT_EVENTS = [
   "execution_start",
@@ -58,11 +59,11 @@ export class StatusClient {
       await this.#updateReport();
       this.problem = null;
     } catch (error) {
-      this.problem = `ComfyUI does not answer: ${error.message}`;
+      this.problem = complaint(error);
     }
     this.#asking = false;
     for (const listener of this.#listeners) listener();
-    const busy = this.status?.groups.some((group) => BUSY_STATES.has(group.state));
+    const busy = !this.problem && this.status.groups.some((group) => BUSY_STATES.has(group.state));
     const pause = this.#askAgain ? 0 : busy ? BUSY_MILLISECONDS : IDLE_MILLISECONDS;
     this.#askAgain = false;
     if (this.#listeners.size) this.#timer = setTimeout(() => this.refresh(), pause);
@@ -97,8 +98,16 @@ export class StatusClient {
   }
 
   async #get(path) {
-    const answer = await this.#api.fetchApi(path);
-    if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+    const answer = await this.#api.fetchApi(path, { signal: AbortSignal.timeout(PATIENCE_MILLISECONDS) });
+    if (!answer.ok) throw new Error(`it answers ${answer.status} ${answer.statusText}`);
     return answer.json();
   }
+}
+
+/** In words, why there was no answer. */
+function complaint(error) {
+  // What `fetch` says where nobody listens differs between browsers, and helps nobody.
+  const isUnreachable = error instanceof TypeError || error.name === "TimeoutError";
+  const what = isUnreachable ? "ComfyUI does not answer." : `ComfyUI does not tell what the workers do: ${error.message}.`;
+  return `${what} The panel goes on by itself when it does.`;
 }

@@ -24,6 +24,18 @@ def test_english_is_what_the_nodes_say(server):
         assert names == node["output_name"]
 
 
+def test_chinese_has_every_text_that_english_has():
+    def keys(texts):
+        return {k: keys(v) for k, v in texts.items()} if isinstance(texts, dict) else None
+
+    for kind in ("nodeDefs", "commands"):
+        english, chinese = (
+            json.loads((LOCALES / language / f"{kind}.json").read_text("utf-8"))
+            for language in ("en", "zh")
+        )
+        assert keys(chinese) == keys(english)
+
+
 def test_the_browser_gets_both_languages(server):
     texts = server.get("/i18n")
     for language in ("en", "zh"):

@@ -117,7 +117,14 @@ def test_nothing_overlaps(stem):
 
 
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_note_says_in_three_lines_what_it_does(stem):
+def test_a_note_says_in_three_lines_what_it_does_and_where_the_models_are(stem):
     ui, _ = read(stem)
     [note] = [node for node in ui["nodes"] if node["type"] == "MarkdownNote"]
-    assert len(note["widgets_values"][0].splitlines()) == 3
+    lines, _, links = note["widgets_values"][0].partition("\n\n")
+    assert len(lines.splitlines()) == 3
+    models = [model for node in ui["nodes"] for model in node["properties"].get("models", ())]
+    assert len(links.splitlines()) == len(models)
+    for model, link in zip(models, links.splitlines(), strict=True):
+        file = model["url"].split("?")[0].rsplit("/")[-1]
+        assert f"[{file}]({model['url']}) goes into `models/{model['directory']}`" in link
+        assert model["name"] in link

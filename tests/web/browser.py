@@ -157,9 +157,19 @@ class Canvas:
         )
         self.page.mouse.click(x, y, button="right")
 
-    def prompt(self) -> dict[str, Any]:
-        """The graph in the API format, as the browser would send it."""
+    def exported(self) -> dict[str, Any]:
+        """The graph in the API format, as *Export (API)* writes it."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def queued(self) -> dict[str, Any]:
+        """The graph in the API format, as the browser sends it when it is queued. Nothing runs."""
+        answer = {"prompt_id": "none", "number": 1, "node_errors": {}}
+        pattern = re.compile(r"/prompt$")
+        self.page.route(pattern, lambda route: route.fulfill(json=answer))
+        with self.page.expect_request(pattern) as request:
+            self.run()
+        self.page.unroute(pattern)
+        return request.value.post_data_json["prompt"]
 
     def _on_console(self, message: ConsoleMessage) -> None:
         where = message.location.get("url", "")

@@ -68,9 +68,11 @@ def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
     loader["widgets_values"][2:] = [2, 1, 1]
     page.load(workflow)
     page.wait_for_label("AsyncDiffCheckpointLoader", "⚠ no cuda:3 here: auto")
-    assert placement(page) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
+    assert placement(page.queued()) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
     (found,) = page.nodes("AsyncDiffCheckpointLoader")
-    assert found["saved"][1:] == ["cuda:3,cpu", 2, 1, 1]  # for the machine that it came from
+    # For the machine that it came from:
+    assert found["saved"][1:] == ["cuda:3,cpu", 2, 1, 1]
+    assert placement(page.exported())["devices"] == "cuda:3,cpu"
     page.click_last_widget("AsyncDiffCheckpointLoader", is_vue)
     menu = page.page.locator(".litecontextmenu")
     expect(menu).to_contain_text("auto: cpu, cpu")
@@ -79,7 +81,12 @@ def test_devices_of_another_machine_are_told_and_can_be_chosen_anew(
     page.wait_for_label("AsyncDiffCheckpointLoader", "Choose devices")
     (found,) = page.nodes("AsyncDiffCheckpointLoader")
     assert found["saved"] == ["v1-5-pruned-emaonly-fp16.safetensors", "cpu,cpu", 2, 1, 1]
-    assert placement(page) == {"devices": "cpu,cpu", "stages": 2, "replicas": 1, "stride": 1}
+    assert placement(page.queued()) == {
+        "devices": "cpu,cpu",
+        "stages": 2,
+        "replicas": 1,
+        "stride": 1,
+    }
 
 
 def test_devices_from_another_node_are_replaced_too(page: Canvas) -> None:
@@ -99,16 +106,76 @@ def test_devices_from_another_node_are_replaced_too(page: Canvas) -> None:
             node.widgets.find((w) => w.name === "devices").value = "cuda:0,cuda:5,cpu";
         }"""
     )
-    assert placement(page) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
+    assert placement(page.queued()) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
     expect(page.page.locator(".p-toast-message")).to_contain_text("no cuda:0, cuda:5 here: auto")
 
 
-def placement(page: Canvas) -> dict[str, Any]:
-    """What the loader would be queued with."""
-    (loader,) = (
-        n for n in page.prompt().values() if n["class_type"] == "AsyncDiffCheckpointLoader"
-    )
+def placement(flow: dict[str, Any]) -> dict[str, Any]:
+    """The placement of the only loader of `flow`."""
+    (loader,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffCheckpointLoader")
     return {key: value for key, value in loader["inputs"].items() if key != "ckpt_name"}
+
+
+def test_the_text_of_devices_survives(page: Canvas) -> None:
+    """Copy and paste, undo, a link and its end, a subgraph that shows the widget in the old way."""
+    type_, text, values = "AsyncDiffCheckpointLoader", "cuda:3,cpu", ["cuda:3,cpu", 2, 1, 1]
+    loader = node(type_, ckpt_name="tiny-sd15.safetensors", devices=text)
+    loader["inputs"] |= {"stages": 2, "replicas": 1, "stride": 1}
+    page.load_api({"1": loader})
+    page.wait_for_label(type_, "⚠ no cuda:3 here: auto")
+
+    def expect_texts(number: int) -> None:
+        page.page.wait_for_function(
+            "([type, number]) => app.graph._nodes.filter((n) => n.type === type).length === number",
+            arg=[type_, number],
+        )
+        assert [found["saved"][1:] for found in page.nodes(type_)] == [values] * number
+
+    page.page.evaluate("app.canvas.selectItems(app.graph._nodes)")
+    page.page.locator("#graph-canvas").focus()
+    for key, number in (("c", 1), ("v", 2), ("z", 1), ("y", 2), ("z", 1)):
+        page.page.keyboard.press(f"Control+{key}")
+        expect_texts(number)
+
+    page.page.evaluate(
+        """type => {
+            const loader = app.graph._nodes.find((n) => n.type === type);
+            const giver = app.graph.add(LiteGraph.createNode("PrimitiveNode"));
+            giver.connect(0, loader, loader.findInputSlot("devices"));
+        }""",
+        type_,
+    )
+    page.wait_for_label(type_, "Devices come from a link")
+    assert placement(page.exported())["devices"] == text
+    page.page.evaluate(
+        "() => app.graph.remove(app.graph._nodes.find((n) => n.type === 'PrimitiveNode'))"
+    )
+    page.wait_for_label(type_, "⚠ no cuda:3 here: auto")
+    expect_texts(1)
+
+    workflow = page.page.evaluate(
+        """() => {
+            const { node } = app.graph.convertToSubgraph(new Set([...app.graph._nodes]));
+            const workflow = app.graph.serialize();
+            workflow.nodes[0].properties.proxyWidgets = [["1", "devices"], ["1", "choose_devices"]];
+            workflow.nodes[0].widgets_values = ["cuda:4,cuda:5", null];
+            return workflow;
+        }"""
+    )
+    page.load(workflow)
+    again = page.page.evaluate("() => app.graph.serialize()")
+    page.load(again)
+    assert again["nodes"][0]["widgets_values"] == ["cuda:4,cuda:5"]
+    assert placement(page.exported())["devices"] == "cuda:4,cuda:5"
+    inner = page.page.evaluate(
+        """async () => {
+            const [loader] = app.graph._nodes[0].subgraph._nodes;
+            for (let i = 0; i < 100 && !loader.widgets.at(-1).label.includes("link"); i += 1)
+                await new Promise((resolve) => setTimeout(resolve, 50));
+            return [loader.widgets.at(-1).label, loader.serialize().widgets_values.slice(1)];
+        }"""
+    )
+    assert inner == ["Devices come from a link", values]
 
 
 def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
@@ -118,7 +185,7 @@ def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
     menu = page.page.locator(".litecontextmenu, [role=menu]").first
     menu.get_by_text("Make parallel (AsyncDiff)").click()
 
-    flow = page.prompt()
+    flow = page.exported()
     assert sorted(n["class_type"] for n in flow.values() if "Sampler" in n["class_type"]) == [
         "AsyncDiffKSampler"
     ]
@@ -140,7 +207,7 @@ def test_a_sampler_in_a_subgraph_becomes_parallel(page: Canvas) -> None:
             makeParallel(inside);
         }"""
     )
-    flow = page.prompt()
+    flow = page.exported()
     (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
     assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 3, "time_shift": False}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")

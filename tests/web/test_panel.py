@@ -134,10 +134,37 @@ def test_what_is_asked_again_and_again(page: Canvas) -> None:
     expect(page.page.locator(f"{CARDS}[data-state=computing]")).to_have_count(1)
     expect(log).to_be_focused()
     expect(problem).to_have_text("worker 1 ran out of memory.")
-    page.answer("/asyncdiff/status", None)
-    expect(problem.first).to_contain_text("ComfyUI does not answer")
+
+
+def test_comfyui_does_not_answer(page: Canvas) -> None:
+    """As while it is started anew: the panel says so, does not invent, and goes on by itself."""
+    status, report = imagined(num=2, steps=10)
+    (group,) = status["groups"]
+    group["run"] = {**group["run"], "evaluations": 4, "mode": "async"}
+    group["workers"][0]["state"] = "computing"
     page.answer("/asyncdiff/status", status)
+    page.answer("/asyncdiff/report", report)
+    page.open_panel()
+    panel = page.page.locator(PANEL)
+    problem, timeline = panel.locator(".ad-problem p"), panel.locator(".ad-timeline")
+    expect(panel.locator(".ad-run h3")).to_have_text("This run")
+    page.answer("/asyncdiff/status", None)
+    expect(problem).to_have_text(
+        "ComfyUI does not answer. The panel goes on by itself when it does."
+    )
+    expect(panel.locator(".ad-stale .ad-card")).to_have_count(2)
+    drawn = timeline.inner_html()
+    with page.page.expect_request("**/asyncdiff/status"):
+        pass  # it asks again, and draws what it hears
+    page.page.wait_for_function(
+        "() => new Promise((done) => requestAnimationFrame(() => done(true)))"
+    )
+    assert timeline.inner_html() == drawn
+    page.answer("/asyncdiff/status", {**status, "groups": [], "last_run": None})
+    page.answer("/asyncdiff/report", {"runs": []})
     expect(problem).to_have_count(0)
+    expect(panel).to_contain_text("No workers")
+    expect(panel.locator(".ad-run")).to_be_hidden()
 
 
 def test_nothing_runs(page: Canvas, lab: ComfyServer) -> None:

@@ -22,7 +22,7 @@ export class Panel {
   #openPath;
   #problems = h("div.ad-problems", { role: "status" });
   #groups = h("div");
-  #run = h("section.ad-run");
+  #run = h("section.ad-run", { hidden: "" });
   #runTitle = h("h3");
   #runWords = h("p.ad-faint");
   #timeline = new Timeline();
@@ -60,11 +60,14 @@ export class Panel {
     const { status, report, problem } = this.#client;
     if (report && this.#last?.report !== report) this.#last = { report, ...ofReport(report) };
     update(this.#problems, ...this.#problemBoxes(status, problem));
+    this.#groups.classList.toggle("ad-stale", problem !== null);
     const groups = status?.groups ?? [];
     update(
       this.#groups,
       ...(groups.length ? groups.map((group) => this.#group(group, report)) : status ? [empty()] : []),
     );
+    // Nothing new is known then, and the bars of a run must not grow.
+    if (problem && !this.#run.hidden) return;
     const running = groups.find((group) => group.run && group.run.evaluations);
     if (running) this.#showLive(running);
     else if (report) this.#showReport(report);
