@@ -29,7 +29,7 @@ from .process import Launch, WorkerProcess
 from .report import RunReport, Span, WorkerReport
 from .residuals import Residuals
 from .schedule import AsyncSchedule, Round
-from .settings import timeout_seconds
+from .settings import folds, timeout_seconds
 from .transport import choose_backend
 
 log = get_logger("group")
@@ -63,6 +63,11 @@ class ModelSource:
     skips: tuple[tuple[int, int], ...] = ()
     files: tuple[str, ...] = ()
     residuals: Residuals | None = None
+
+    @property
+    def nested_skips(self) -> tuple[tuple[int, int], ...]:
+        """The skips by which the trunk may be folded."""
+        return self.skips if folds() else ()
 
     def names_of(self, stage: Stage) -> tuple[tuple[str, str], ...]:
         """The names of the first and the last unit of each range of a stage."""
@@ -333,7 +338,7 @@ class WorkerGroup(Evaluator):
                 place = member.placement
                 if place.replica == replica:
                     slowest[place.stage] = min(slowest[place.stage], speed)
-            cuts.append(cut(costs, slowest, self.source.skips))
+            cuts.append(cut(costs, slowest, self.source.nested_skips))
         return tuple(cuts)
 
     def costs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:

@@ -29,6 +29,20 @@ def max_groups() -> int:
     return int(value)
 
 
+def folds() -> bool:
+    """ASYNCDIFF_FOLD: whether the stages of a U-shaped trunk lie around each other.
+
+    Raises:
+        SettingError: it is neither 0 nor 1.
+    """
+    text = os.environ.get("ASYNCDIFF_FOLD", "1")
+    if text not in ("0", "1"):
+        raise SettingError(
+            f"The environment variable ASYNCDIFF_FOLD is {text!r}; set it to 0 or 1, or not at all."
+        )
+    return text == "1"
+
+
 def _positive(name: str, default: float) -> float:
     text = os.environ.get(name)
     if text is None:

@@ -263,7 +263,7 @@ class RemoteModel:
                 steps=steps or 20,
                 warm_up=run.schedule.warm_up,
                 costs=group.costs(args, kwargs),
-                skips=self.source.skips,
+                skips=self.source.nested_skips,
                 fits=lambda plan: self._fits(plan, group),
             )
             log.info("%s: %s", self.source.name, choice)
@@ -274,7 +274,7 @@ class RemoteModel:
     def _fits(self, plan: ParallelPlan, group: WorkerGroup) -> bool:
         """Whether each device has memory for what the plan puts on it."""
         shared = self.weight_bytes - sum(self._unit_bytes)
-        stages = cut(self._unit_bytes, [1.0] * plan.stages, self.source.skips)
+        stages = cut(self._unit_bytes, [1.0] * plan.stages, self.source.nested_skips)
         need: dict[str, int] = {}
         for place in plan.placements():
             share = shared + sum(self._unit_bytes[u] for u in units_of(stages[place.stage]))

@@ -22,6 +22,7 @@ from asyncdiff_core.host.stage_weights import ComfyStageModel, spec_of
 from asyncdiff_core.oracle import Message, Oracle
 from asyncdiff_core.partition import Stage, cut
 from asyncdiff_core.schedule import AsyncSchedule, Round
+from asyncdiff_core.settings import folds
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
 
@@ -120,7 +121,8 @@ class Bench:
         if not self._costs:
             spec = spec_of(self.model.model, Loader.of(self.model))
             self._costs = ComfyStageModel(spec, args[0].device).measure(args, kwargs)
-        return cut(self._costs, [1.0] * number, self._staged.trunk.skips)
+        skips = self._staged.trunk.skips if folds() else ()
+        return cut(self._costs, [1.0] * number, skips)
 
     def oracle(self, stages: tuple[Stage, ...], setting: Setting, drift: Drift) -> Oracle:
         oracle = Oracle(self._staged, stages, setting.stride, drift.observe)

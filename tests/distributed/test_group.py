@@ -69,6 +69,20 @@ def test_a_group_equals_the_oracle(
     assert not any(torch.equal(a, b) for a, b in stale)  # it really was asynchronous
 
 
+def test_a_unet_folded_and_not(own_group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both equal the oracle, and the plain model at full warm-up; stale, they are two results."""
+    group = own_group("skipnet", 3)
+    calls = batched("skipnet", 6)
+    found = []
+    for wanted, num_ranges in (("1", [1, 2, 2]), ("0", [1, 1, 1])):
+        monkeypatch.setenv("ASYNCDIFF_FOLD", wanted)
+        group.unload()
+        found.append(assert_is_oracle(group, "skipnet", AsyncSchedule(2), calls))
+        assert [len(stage) for stage in group.stages] == num_ranges
+        assert equal(run(group, AsyncSchedule(6), calls)[0], plain("skipnet", calls))
+    assert not any(torch.equal(a, b) for a, b in zip(*(o[2:] for o in found), strict=True))
+
+
 @pytest.mark.parametrize("guidance", [batched, unbatched])
 @pytest.mark.parametrize("num_stages", [2, 3, 4])
 @pytest.mark.parametrize("name", MODELS)

@@ -3,7 +3,7 @@
 import pytest
 
 from asyncdiff_core.errors import SettingError
-from asyncdiff_core.settings import max_groups, timeout_seconds
+from asyncdiff_core.settings import folds, max_groups, timeout_seconds
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,6 +16,17 @@ def test_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNCDIFF_TIMEOUT", "2.5")
     monkeypatch.setenv("ASYNCDIFF_MAX_GROUPS", "3")
     assert (timeout_seconds(), max_groups()) == (2.5, 3)
+
+
+def test_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASYNCDIFF_FOLD", raising=False)
+    assert folds()
+    for text, wanted in (("1", True), ("0", False)):
+        monkeypatch.setenv("ASYNCDIFF_FOLD", text)
+        assert folds() is wanted
+    monkeypatch.setenv("ASYNCDIFF_FOLD", "yes")
+    with pytest.raises(SettingError, match="ASYNCDIFF_FOLD is 'yes'; set it to 0 or 1"):
+        folds()
 
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-3", "nan", "inf"])

@@ -1,0 +1,203 @@
+"""What folded stages of a UNet do to pictures, beside contiguous ones.
+
+    python3 dev.py python -m benchmarks.folds [--train 700] [--steps 30]
+
+No UNet with weights of its own comes with this repository. So a small one (ComfyUI's UNetModel,
+with the demonstration's prompts as its context) learns the demonstration's pictures for some
+minutes, and then samples the prompts that it was not trained with: as it is, and by the oracle
+under both ways to cut. The figures are of this model and this seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+BATCH, CHANNELS, NUM_PROMPTS = 32, 32, 32
+SETTINGS = [(stages, warm_up) for stages in (2, 3) for warm_up in (1, 3, 5)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    path = os.environ.get("COMFYUI_PATH")
+    parser.add_argument("--comfyui", type=Path, default=path, required=path is None)
+    parser.add_argument("--train", type=int, default=700, help="steps of the training")
+    parser.add_argument("--steps", type=int, default=30, help="steps of the sampling")
+    options = parser.parse_args()
+    sys.path.insert(0, str(options.comfyui.resolve()))
+    sys.argv[1:] = ["--cpu", "--use-pytorch-cross-attention"]
+    Comparison(options.train).print_table(options.steps)
+
+
+class Comparison:
+    """A trained UNet, and what becomes of its pictures."""
+
+    def __init__(self, num_training_steps: int) -> None:
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.latent_formats
+        import comfy.model_management
+        import comfy.ops
+        import torch
+        from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+        from demo.shapes import CODEC, text
+        from demo.shapes.codec import CHANNELS as LATENT_CHANNELS
+        from demo.shapes.codec import Codec
+        from demo.shapes.scenes import split
+
+        comfy.model_management.in_training = True  # plain torch operations, which have gradients
+        self.format = comfy.latent_formats.Wan21()
+        self.codec = Codec.load(Path(__file__).parents[1] / "demo/shapes/weights" / CODEC)
+        self.scenes, held_out = split()
+        self.held_out = held_out[:NUM_PROMPTS]
+        torch.manual_seed(0)
+        self.model = UNetModel(
+            image_size=32,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            model_channels=CHANNELS,
+            num_res_blocks=[2, 2, 2],
+            channel_mult=(1, 2, 4),
+            transformer_depth=[0, 0, 1, 1, 2, 2],
+            transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2],
+            transformer_depth_middle=2,
+            num_heads=4,
+            context_dim=text.WIDTH,
+            use_spatial_transformer=True,
+            operations=comfy.ops.disable_weight_init,
+            dtype=torch.float32,
+        )
+        kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
+        for module in self.model.modules():
+            for kind in kinds:
+                if isinstance(module, kind):
+                    kind.reset_parameters(module)  # ComfyUI's own classes leave that out
+        self._train(num_training_steps)
+
+    def _train(self, num_steps: int) -> None:
+        """Flow matching, as demo/shapes/train.py does it."""
+        import numpy as np
+        import torch
+
+        from demo.shapes import text
+        from demo.shapes.scenes import draw
+        from demo.shapes.train import MULTIPLIER, NO_PROMPT, SHIFT, learning_rate
+
+        prompts = torch.cat([text.encode(scene.prompt) for scene in self.scenes])
+        optimizer = torch.optim.AdamW(self.model.parameters(), 2e-3, (0.9, 0.98), weight_decay=0)
+        for step in range(num_steps):
+            rng = np.random.default_rng([1, step])
+            torch.manual_seed(step)
+            chosen = rng.integers(0, len(self.scenes), BATCH)
+            pictures = torch.from_numpy(draw([self.scenes[i] for i in chosen], rng))
+            context = prompts[torch.from_numpy(chosen)]
+            context[torch.from_numpy(rng.random(BATCH) < NO_PROMPT)] = text.encode("")
+            latents = self.format.process_in(self.codec.encode(pictures))[:, :, 0]
+            uniform = (torch.arange(BATCH) + torch.rand(BATCH)) / BATCH
+            sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+            noise, weight = torch.randn(latents.shape), sigma.view(-1, 1, 1, 1)
+            with torch.autocast("cpu", torch.bfloat16):
+                noisy = (1 - weight) * latents + weight * noise
+                predicted = self.model(noisy, sigma * MULTIPLIER, context)
+            loss = (predicted.float() - (noise - latents)).square().mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = 2e-3 * learning_rate(step, num_steps)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 50 == 0:
+                print(f"training step {step}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+        self.model.requires_grad_(False)
+
+    def print_table(self, num_steps: int) -> None:
+        import torch
+
+        from asyncdiff_core.costs import measure_costs
+        from asyncdiff_core.host.layouts import layout_of
+        from asyncdiff_core.oracle import Oracle
+        from asyncdiff_core.partition import fold, partition, slowest
+        from asyncdiff_core.schedule import AsyncSchedule
+        from asyncdiff_core.stage import StagedModel
+        from asyncdiff_core.trunk import Trunk
+
+        args = torch.zeros(2, *self._shape), torch.ones(2)
+        kwargs = {"context": torch.zeros(2, 4, 32)}
+        on_meta = copy.deepcopy(self.model).to("meta")
+        trunk = Trunk.of(on_meta, layout_of(on_meta))
+        how = {"entry": "forward", "device_type": "cuda"}
+        costs = measure_costs(on_meta, trunk, args, kwargs, **how)
+        reference, shown = self._sample(self.model, num_steps)
+        print("| stages | cut | warm-up | ideal | PSNR of the latent (dB) | prompts shown |")
+        print("|---|---|---|---|---|---|")
+        print(f"| 1 | | | 1.00x | | {shown:.0%} |")
+        staged = StagedModel(self.model, Trunk.of(self.model, layout_of(self.model)))
+        for number, warm_up in SETTINGS:
+            speeds = [1.0] * number
+            contiguous = tuple((units,) for units in partition(costs, speeds))
+            for name, stages in ("fold", fold(costs, speeds, trunk.skips)), ("chain", contiguous):
+                oracle = Oracle(staged, stages)
+                oracle.begin_run(AsyncSchedule(warm_up))
+                latents, shown = self._sample(
+                    lambda *inputs, oracle=oracle: oracle.evaluate("lane", inputs, {}), num_steps
+                )
+                oracle.end_run()
+                share = slowest(stages, costs, speeds) / sum(costs)
+                ideal = num_steps / (warm_up + (num_steps - warm_up) * share)
+                psnr = psnr_of(latents, reference)
+                print(
+                    f"| {number} | {name} | {warm_up} | {ideal:.2f}x | {psnr:.1f} | {shown:.0%} |"
+                )
+        for fewer in (num_steps * 6 // 10, num_steps * 4 // 10):
+            latents, shown = self._sample(self.model, fewer)
+            psnr, ideal = psnr_of(latents, reference), num_steps / fewer
+            print(f"| 1 | {fewer} steps | | {ideal:.2f}x | {psnr:.1f} | {shown:.0%} |", flush=True)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        from demo.shapes.codec import CHANNELS as LATENT_CHANNELS
+        from demo.shapes.codec import PATCH
+        from demo.shapes.scenes import SIZE
+
+        return LATENT_CHANNELS, SIZE // PATCH, SIZE // PATCH
+
+    def _sample(self, evaluate: Any, num_steps: int) -> tuple[Any, float]:
+        """Latents of all held-out prompts by Euler and CFG, and the share of right pictures."""
+        import torch
+
+        from demo.shapes import checker, text
+        from demo.shapes.train import CFG, MULTIPLIER, SHIFT
+
+        count = len(self.held_out)
+        prompts = [text.encode(scene.prompt) for scene in self.held_out]
+        context = torch.cat([*prompts, *[text.encode("")] * count])
+        x = torch.randn(count, *self._shape, generator=torch.Generator().manual_seed(0))
+        uniform = torch.linspace(1, 0, num_steps + 1)
+        sigmas = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        with torch.inference_mode():
+            for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+                time = torch.full((2 * count,), sigma.item() * MULTIPLIER)
+                cond, uncond = evaluate(torch.cat([x, x]), time, context).chunk(2)
+                x = x + (following - sigma) * (uncond + CFG * (cond - uncond))
+            pictures = self.codec.decode(self.format.process_out(x.unsqueeze(2)))
+        pairs = zip(pictures.numpy(), self.held_out, strict=True)
+        shown = [checker.read(picture).shows(scene) for picture, scene in pairs]
+        return x, sum(shown) / count
+
+
+def psnr_of(ours: Any, reference: Any) -> float:
+    """Peak signal-to-noise ratio in dB; the peak is the range of the reference."""
+    error = (ours - reference).square().mean().item()
+    span = (reference.max() - reference.min()).item()
+    return 10 * math.log10(span**2 / error) if error else math.inf
+
+
+if __name__ == "__main__":
+    main()
