@@ -169,7 +169,6 @@ class LaneLinks(Neighbours):
     def begin(self, index: int, mode: Mode) -> None:
         """A round begins."""
         self._index, self._mode, self.turned = index, mode, None
-        self._taken.clear()
         self._post(self._early)
         with self._waiting():
             for outbox, *_ in self._outboxes:
@@ -201,6 +200,7 @@ class LaneLinks(Neighbours):
     def finish(self) -> None:
         """The stage has run: send what was not sent at the turn."""
         self._send(is_fresh=False)
+        self._taken.clear()
 
     def drain(self) -> None:
         """Wait for everything that is on its way."""
