@@ -123,7 +123,8 @@ def architecture_rows(
             rows.append((label, "", *[f"no: {row['error'].splitlines()[-1]}"] * 7))
             continue
         held = row["held"]
-        exact = ["yes" if held[f"N={n}"] and held["cut anywhere"] else "no" for n in STAGES]
+        is_cut = held["cut anywhere"] and held.get("folded anywhere", True)
+        exact = ["yes" if held[f"N={n}"] and is_cut else "no" for n in STAGES]
         is_async = held["async differs"] and all(held[f"N={n} async"] for n in STAGES)
         file = [files[label]] if label in files else []
         more = (
@@ -147,8 +148,9 @@ def page(rows: list[tuple[str, ...]], features: Features, version: str) -> str:
         "## Architectures",
         "",
         "Tiny models with random weights, of ComfyUI's own classes, in one process. *Exact*: with",
-        "full warm-up, *N* stages one after the other give the bits of the plain forward; so do",
-        "two stages with the cut at every other place. *Async*: with a warm-up of one the stages",
+        "full warm-up, *N* stages give the bits of the plain forward (those of UNets lie around each",
+        "other); so do two stages one after the other with the cut at every other place, and of UNets",
+        "two that are folded at a dozen places. *Async*: with a warm-up of one the stages",
         "give the bits that the algorithm's definition gives, for N = 2, 3 and 4.",
         "",
         "*Load*, *LoRA* and *ControlNet* are tried on a live server with two workers: ComfyUI's",
