@@ -79,21 +79,22 @@ def partition(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Range, .
     for cost in costs:
         prefix.append(prefix[-1] + cost)
 
-    # best[k][j]: the slowest of the first k stages, when they hold the first j units.
+    # best[k][j]: the slowest of the first k stages, when they hold the first j units, of which the
+    # last stage begins at last[k][j].
     infinity = float("inf")
     best = [[infinity] * (num_units + 1) for _ in range(num_stages + 1)]
-    cut = [[0] * (num_units + 1) for _ in range(num_stages + 1)]
+    last = [[0] * (num_units + 1) for _ in range(num_stages + 1)]
     best[0][0] = 0.0
     for k in range(1, num_stages + 1):
         for j in range(k, num_units - (num_stages - k) + 1):
             for i in range(k - 1, j):
-                slowest = max(best[k - 1][i], (prefix[j] - prefix[i]) / speeds[k - 1])
-                if slowest < best[k][j]:
-                    best[k][j], cut[k][j] = slowest, i
+                cost = max(best[k - 1][i], (prefix[j] - prefix[i]) / speeds[k - 1])
+                if cost < best[k][j]:
+                    best[k][j], last[k][j] = cost, i
     ranges = []
     stop = num_units
     for k in range(num_stages, 0, -1):
-        start = cut[k][stop]
+        start = last[k][stop]
         ranges.append((start, stop))
         stop = start
     return tuple(reversed(ranges))
@@ -129,7 +130,7 @@ def fold(
     Returns:
         The stages, or None if the skips do not lie within each other or are too few for so many.
     """
-    num_units, num_stages = len(costs), len(speeds)
+    num_units = len(costs)
     nested = sorted(set(skips))
     if len(nested) < 2 or nested[-1][0] >= min(consumer for _, consumer in nested):
         return None
@@ -164,7 +165,7 @@ def fold(
         for units, (so_far, _) in best.items()
     }
     units = min(innermost, key=lambda units: innermost[units])
-    return ((units,), *best[units][1]) if num_stages > 1 else (((0, num_units),),)
+    return ((units,), *best[units][1])
 
 
 @dataclass(frozen=True)
