@@ -53,7 +53,7 @@ def take_nodes(page: Canvas) -> None:
                 node.pos = [100, 100];
                 const files = { // the server has none
                     ckpt_name: "sd_xl_base_1.0.safetensors",
-                    motion_model: "mm_sd_v15_v2.ckpt",
+                    motion_model: "mm_sd_v15_v2.safetensors",
                 };
                 for (const widget of node.widgets ?? [])
                     if (widget.name in files) widget.value = files[widget.name];
