@@ -87,26 +87,16 @@ class Comparison:
         import torch
 
         from demo.shapes import text
-        from demo.shapes.scenes import draw
-        from demo.shapes.train import MULTIPLIER, NO_PROMPT, SHIFT, learning_rate
+        from demo.shapes.train import draw_batch, flow_matching_loss, learning_rate
 
         prompts = torch.cat([text.encode(scene.prompt) for scene in self.scenes])
         optimizer = torch.optim.AdamW(self.model.parameters(), 2e-3, (0.9, 0.98), weight_decay=0)
         for step in range(num_steps):
             rng = np.random.default_rng([1, step])
             torch.manual_seed(step)
-            chosen = rng.integers(0, len(self.scenes), BATCH)
-            pictures = torch.from_numpy(draw([self.scenes[i] for i in chosen], rng))
-            context = prompts[torch.from_numpy(chosen)]
-            context[torch.from_numpy(rng.random(BATCH) < NO_PROMPT)] = text.encode("")
+            pictures, context = draw_batch(rng, self.scenes, prompts, BATCH)
             latents = self.format.process_in(self.codec.encode(pictures))[:, :, 0]
-            uniform = (torch.arange(BATCH) + torch.rand(BATCH)) / BATCH
-            sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-            noise, weight = torch.randn(latents.shape), sigma.view(-1, 1, 1, 1)
-            with torch.autocast("cpu", torch.bfloat16):
-                noisy = (1 - weight) * latents + weight * noise
-                predicted = self.model(noisy, sigma * MULTIPLIER, context)
-            loss = (predicted.float() - (noise - latents)).square().mean()
+            loss = flow_matching_loss(self.model, latents, context)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for group in optimizer.param_groups:
@@ -173,19 +163,14 @@ class Comparison:
         import torch
 
         from demo.shapes import checker, text
-        from demo.shapes.train import CFG, MULTIPLIER, SHIFT
+        from demo.shapes.train import euler
 
         count = len(self.held_out)
         prompts = [text.encode(scene.prompt) for scene in self.held_out]
         context = torch.cat([*prompts, *[text.encode("")] * count])
         x = torch.randn(count, *self._shape, generator=torch.Generator().manual_seed(0))
-        uniform = torch.linspace(1, 0, num_steps + 1)
-        sigmas = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         with torch.inference_mode():
-            for sigma, following in zip(sigmas, sigmas[1:], strict=False):
-                time = torch.full((2 * count,), sigma.item() * MULTIPLIER)
-                cond, uncond = evaluate(torch.cat([x, x]), time, context).chunk(2)
-                x = x + (following - sigma) * (uncond + CFG * (cond - uncond))
+            x = euler(evaluate, x, context, num_steps)
             pictures = self.codec.decode(self.format.process_out(x.unsqueeze(2)))
         pairs = zip(pictures.numpy(), self.held_out, strict=True)
         shown = [checker.read(picture).shows(scene) for picture, scene in pairs]

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,27 +120,15 @@ class Training:
     def _batches(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """Latents and contexts of every step that is left; a step's own, however it is reached."""
         prompts = torch.cat([text.encode(scene.prompt) for scene in self.scenes])
-        nothing = text.encode("")
         for step in range(self.step, self.steps):
             rng = np.random.default_rng([self.seed, 1, step])
             torch.manual_seed(int(rng.integers(2**62)))
-            chosen = rng.integers(0, len(self.scenes), BATCH)
-            pictures = torch.from_numpy(draw([self.scenes[i] for i in chosen], rng))
-            context = prompts[torch.from_numpy(chosen)]
-            context[torch.from_numpy(rng.random(BATCH) < NO_PROMPT)] = nothing
+            pictures, context = draw_batch(rng, self.scenes, prompts, BATCH)
             latents = self.format.process_in(self.codec.encode(pictures))
             yield step, latents.to(self.device), context.to(self.device)
 
     def _train(self, latents: torch.Tensor, context: torch.Tensor) -> float:
-        # Every part of the range of sigma once in each batch.
-        uniform = (torch.arange(BATCH) + torch.rand(BATCH)) / BATCH
-        sigma = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).to(self.device)
-        noise = torch.randn(latents.shape).to(self.device)
-        weight = sigma.view(-1, 1, 1, 1, 1)
-        noisy = (1 - weight) * latents + weight * noise
-        with torch.autocast(self.device.type, torch.bfloat16):
-            predicted = self.model(noisy, sigma * MULTIPLIER, context)
-        loss = (predicted.float() - (noise - latents)).square().mean()
+        loss = flow_matching_loss(self.model, latents, context)
         loss.backward()
         rate = learning_rate(self.step, self.steps)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -177,12 +165,7 @@ class Training:
         generator = torch.Generator().manual_seed(self.seed)
         shape = (count, CHANNELS, 1, SIZE // PATCH, SIZE // PATCH)
         x = torch.randn(shape, generator=generator).to(self.device)
-        uniform = torch.linspace(1, 0, steps + 1)
-        sigmas = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
-            time_ = torch.full((2 * count,), sigma.item() * MULTIPLIER, device=self.device)
-            cond, uncond = self.model(torch.cat([x, x]), time_, context).chunk(2)
-            x = x + (following - sigma).to(x) * (uncond + CFG * (cond - uncond))
+        x = euler(self.model, x, context, steps)
         return self.codec.decode(self.format.process_out(x.cpu()))
 
     def _averaged(self) -> Any:
@@ -251,6 +234,57 @@ def build_model() -> Any:
             torch.nn.init.xavier_uniform_(parameter.view(len(parameter), -1))
     torch.nn.init.normal_(model.text_embedding[0].weight, std=0.5)  # its inputs are mostly zero
     return model
+
+
+def draw_batch(
+    rng: np.random.Generator, scenes: Sequence[Scene], prompts: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of `size` random scenes, and their contexts, some of which are of no prompt.
+
+    Args:
+        prompts: [len(scenes), NUM_TOKENS, WIDTH], the context of each scene.
+    """
+    chosen = rng.integers(0, len(scenes), size)
+    pictures = torch.from_numpy(draw([scenes[i] for i in chosen], rng))
+    context = prompts[torch.from_numpy(chosen)]
+    context[torch.from_numpy(rng.random(size) < NO_PROMPT)] = text.encode("")
+    return pictures, context
+
+
+def flow_matching_loss(
+    model: torch.nn.Module, latents: torch.Tensor, context: torch.Tensor
+) -> torch.Tensor:
+    """How far `model` is from predicting noise - latent, somewhere between the two."""
+    size, device = len(latents), latents.device
+    # Every part of the range of sigma once in each batch.
+    sigma = shifted((torch.arange(size) + torch.rand(size)) / size).to(device)
+    noise = torch.randn(latents.shape).to(device)
+    weight = sigma.view(-1, *[1] * (latents.ndim - 1))
+    noisy = (1 - weight) * latents + weight * noise
+    with torch.autocast(device.type, torch.bfloat16):
+        predicted = model(noisy, sigma * MULTIPLIER, context)
+    return (predicted.float() - (noise - latents)).square().mean()
+
+
+def euler(
+    model: Callable[..., torch.Tensor], x: torch.Tensor, context: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Latents from the noise `x`, by Euler steps and classifier-free guidance.
+
+    Args:
+        context: [2 * len(x), ..], that of every prompt, and then as often that of none.
+    """
+    sigmas = shifted(torch.linspace(1, 0, steps + 1))
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        time_ = torch.full((2 * len(x),), sigma.item() * MULTIPLIER, device=x.device)
+        cond, uncond = model(torch.cat([x, x]), time_, context).chunk(2)
+        x = x + (following - sigma).to(x) * (uncond + CFG * (cond - uncond))
+    return x
+
+
+def shifted(uniform: torch.Tensor) -> torch.Tensor:
+    """Sigmas for numbers that are spread evenly between 0 and 1."""
+    return SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
 
 
 def make_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
