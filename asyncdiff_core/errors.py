@@ -3,6 +3,8 @@
 At the end: what the errors of others say. Nothing here needs more than the standard library.
 """
 
+from collections.abc import Collection
+
 
 class AsyncDiffError(RuntimeError):
     """Base of every error that this project raises on purpose."""
@@ -28,7 +30,11 @@ class ScheduleError(AsyncDiffError):
     """A schedule parameter is out of its range."""
 
 
-class LayoutError(AsyncDiffError):
+class UnspreadableError(AsyncDiffError):
+    """This MODEL, with what it carries, cannot be spread; on one device it works."""
+
+
+class LayoutError(UnspreadableError):
     """The architecture has no known trunk, or its trunk did not run as its layout says."""
 
 
@@ -36,12 +42,16 @@ class CheckpointError(AsyncDiffError):
     """A model file is damaged, or is not what it is taken for."""
 
 
-class LoaderError(AsyncDiffError):
+class LoaderError(UnspreadableError):
     """The loader of a MODEL does not tell how workers can load it too."""
 
 
-class UnsupportedPatchError(AsyncDiffError):
+class UnsupportedPatchError(UnspreadableError):
     """A model patch cannot cross the process border; the text names it."""
+
+
+class ModelChangedError(UnspreadableError):
+    """Something was changed on the diffusion model of a spread MODEL itself, where it is lost."""
 
 
 class ChannelClosedError(AsyncDiffError):
@@ -84,6 +94,10 @@ class WorkerLinkError(WorkerError):
     """The link between two worker processes broke, and both of them live."""
 
 
+class WorkerRefusedError(WorkerError, UnspreadableError):
+    """A worker met something that cannot work on a MODEL that is spread."""
+
+
 class WorkerOutOfMemoryError(WorkerError):
     """A worker's device ran out of memory."""
 
@@ -93,6 +107,17 @@ _OUT_OF_MEMORY = (
     *("can't allocate memory", "std::bad_alloc", "Cannot allocate memory"),
     "failed to map segment",
 )
+
+
+def short_name(module: str) -> str:
+    """The name of a module; of a node pack's, which begins with its folder, without that."""
+    return module.replace("\\", "/").rpartition("/")[2]
+
+
+def few(names: Collection[str]) -> str:
+    """Three of the names, and how many more there are."""
+    text = "; ".join([*names][:3])
+    return text if len(names) <= 3 else f"{text}; and {len(names) - 3} more"
 
 
 def text_of(error: BaseException) -> str:

@@ -14,7 +14,13 @@ from typing import Any
 
 from . import messages
 from .channel import encode_frame
-from .errors import WorkerError, WorkerFailedError, WorkerLinkError, WorkerOutOfMemoryError
+from .errors import (
+    WorkerError,
+    WorkerFailedError,
+    WorkerLinkError,
+    WorkerOutOfMemoryError,
+    WorkerRefusedError,
+)
 from .messages import to_wire
 from .process import WorkerProcess
 
@@ -26,6 +32,7 @@ _ERRORS: dict[messages.Failure, type[WorkerError]] = {
     "error": WorkerFailedError,
     "memory": WorkerOutOfMemoryError,
     "link": WorkerLinkError,
+    "refused": WorkerRefusedError,
 }
 
 

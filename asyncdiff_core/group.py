@@ -131,6 +131,7 @@ class WorkerGroup(Evaluator):
         self._given_back: Cuts = ()  # what they held when `unload` was called
         self._load_going_on: tuple[Cuts, int] | None = None  # and its ticket
         self._costs: dict[Any, tuple[float, ...]] = {}
+        self._imports: dict[str, bool] = {}
         self._signature: Any = None
         self._patches_uuid: str | None = None
         self._compilation: tuple[Any] | None = (None,)  # what `set_compilation` was given
@@ -349,6 +350,17 @@ class WorkerGroup(Evaluator):
             (answer,) = self._request([messages.MeasureCosts(args, kwargs)])
             self._costs[signature] = tuple(answer.costs)
         return self._costs[signature]
+
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        """Whether workers can import a module of a node pack, see messages.Import."""
+        if module not in self._imports:
+            (answer,) = self._request([messages.Import(module, root, file)])
+            self._imports[module] = answer.is_there
+        return self._imports[module]
+
+    def search_path(self) -> tuple[str, ...]:
+        """Where workers look for Python modules; empty before they have come up."""
+        return next((p.ready.search_path for p in self._processes() if p.ready), ())
 
     def device_memory(self) -> dict[str, int]:
         """Bytes of memory of each device that has its own."""

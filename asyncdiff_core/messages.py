@@ -15,8 +15,8 @@ from .partition import Stage
 
 # Waiting is for a message of another worker.
 Activity = Literal["computing", "waiting", "nothing"]
-# Out of memory as ComfyUI defines it; or the link to another worker broke.
-Failure = Literal["error", "memory", "link"]
+# Out of memory as ComfyUI defines it; the link to another worker broke; it cannot be spread.
+Failure = Literal["error", "memory", "link", "refused"]
 
 # To a worker -----------------------------------------------------------------------------------
 
@@ -46,6 +46,15 @@ class MeasureCosts:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Import:
+    """Import a module of a node pack, if that is possible. `root` is the pack's, in `file`."""
+
+    module: str
+    root: str
+    file: str
 
 
 @dataclass(frozen=True)
@@ -127,13 +136,14 @@ class Ready:
     """The worker is up.
 
     `speed` is its matrix multiplication rate, in FLOP/s; `memory_bytes` the memory of its device,
-    or 0 where the device shares the host's.
+    or 0 where the device shares the host's; `search_path` is where it looks for Python modules.
     """
 
     pid: int
     device_name: str
     speed: float
     memory_bytes: int
+    search_path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,13 @@ class Loaded:
     weight_bytes: int
     shared_bytes: int
     resident_bytes: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Answer to Import."""
+
+    is_there: bool
 
 
 @dataclass(frozen=True)
@@ -201,9 +218,9 @@ class Failed:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Configure, MeasureCosts, Load, Unload, Patch, Compile, Attach, Evaluate),
+        *(Configure, MeasureCosts, Import, Load, Unload, Patch, Compile, Attach, Evaluate),
         *(EndRun, Stop),
-        *(Ready, Costs, Loaded, Done, Result, RunEnded, Beat, Failed),
+        *(Ready, Costs, Imported, Loaded, Done, Result, RunEnded, Beat, Failed),
     )
 }
 

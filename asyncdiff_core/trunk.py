@@ -197,8 +197,16 @@ def parameter_bytes(modules: Iterable[torch.nn.Module]) -> int:
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             if not tensor.is_meta:
-                seen[id(tensor)] = tensor.nbytes
+                seen[id(tensor)] = tensor_bytes(tensor)
     return sum(seen.values())
+
+
+def tensor_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor takes; a quantised one, which wraps others, those of its parts."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return tensor.nbytes
+    return sum(tensor_bytes(getattr(tensor, name)) for name in flatten()[0])
 
 
 def drop_parameters(modules: Iterable[torch.nn.Module]) -> None:

@@ -26,7 +26,7 @@ import torch
 from . import messages
 from .channel import Channel
 from .entry import BEAT_SECONDS, Host
-from .errors import AsyncDiffError, ChannelClosedError, LinkError, text_of
+from .errors import AsyncDiffError, ChannelClosedError, LinkError, UnspreadableError, text_of
 from .inputs import InputDecoder
 from .links import LaneLinks, Waiting, synchronize
 from .log import get_logger
@@ -51,6 +51,9 @@ class StageModel(Protocol):
 
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
         """What each unit costs for these inputs. Needs no weights and changes nothing."""
+
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        """Whether a module of a node pack, whose root is in `file`, can be imported; it then is."""
 
     def load(self, stage: Stage) -> tuple[int, int]:
         """Hold the units of `stage` and the shared parts; their weight bytes, in this order."""
@@ -91,6 +94,7 @@ class Worker:
         self.waiting = Waiting()
         self._handlers: dict[type, Callable[[Any], Any]] = {
             messages.MeasureCosts: self._measure,
+            messages.Import: self._import,
             messages.Load: self._load_stage,
             messages.Unload: self._unload,
             messages.Patch: self._patch,
@@ -113,7 +117,7 @@ class Worker:
         memory = 0
         if self._device.type == "cuda":
             memory = torch.cuda.get_device_properties(self._device).total_memory
-        return messages.Ready(os.getpid(), name, speed, memory)
+        return messages.Ready(os.getpid(), name, speed, memory, tuple(sys.path))
 
     def handle(self, message: Any, ticket: int) -> Any:
         """Do what `message` asks; the answer, or None."""
@@ -122,6 +126,10 @@ class Worker:
 
     def _measure(self, message: messages.MeasureCosts) -> messages.Costs:
         return messages.Costs(tuple(self._model.measure(message.args, message.kwargs)))
+
+    def _import(self, message: messages.Import) -> messages.Imported:
+        there = self._model.can_import(message.module, message.root, message.file)
+        return messages.Imported(there)
 
     def _load_stage(self, message: messages.Load) -> messages.Loaded:
         if self._transport is None:
@@ -316,6 +324,8 @@ def failure(error: Exception) -> messages.Failed:
         text, kind = str(error), "link"
     elif is_out_of_memory(error):
         kind = "memory"
+    elif isinstance(error, UnspreadableError):
+        text, kind = str(error), "refused"
     return messages.Failed(text, kind, traceback.format_exc())
 
 

@@ -37,6 +37,7 @@ def main() -> None:
 
     from asyncdiff_core.host import layouts
     from asyncdiff_core.host.loading import Loader
+    from asyncdiff_core.host.patches import WeightChanges
     from asyncdiff_core.host.pool import POOL
     from asyncdiff_core.host.remote import RemoteModel
     from asyncdiff_core.planner import PlanRequest
@@ -70,7 +71,7 @@ def main() -> None:
         return group.members[0].process.bytes_sent if group else 0
 
     with torch.inference_mode():
-        remote.begin_run(AsyncSchedule(warm_up=1), "none", {})
+        remote.begin_run(AsyncSchedule(warm_up=1), WeightChanges("none"))
         for i in range(options.evaluations + 20):
             x = torch.randn(2, 4, 64, 64, generator=generator)  # cond and uncond, [2, 4, 64, 64]
             t = sigmas[i].expand(2)

@@ -196,6 +196,9 @@ class ToyStageModel:
         model = make_model(self._spec["model"])
         return costs or [1.0 + i % 2 for i in range(len(Trunk.of(model, model.layout).units))]
 
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        return False
+
     def load(self, stage: Stage) -> tuple[int, int]:
         self._pass_gate("loading")
         model = make_model(self._spec["model"])

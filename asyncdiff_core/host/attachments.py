@@ -17,15 +17,19 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..errors import UnsupportedPatchError
+from ..errors import UnsupportedPatchError, few, short_name
 from ..inputs import is_sendable
 from . import pickling
 from .hooks import HOOKS_MARK
-from .pickling import Payload
+from .pickling import Payload, WorkerView
 from .states import State
 
 # Marks, in transformer_options, what was attached.
 _MARK = "asyncdiff_attached"
+
+# Keys beside those of transformer_options: of object patches inside the diffusion model, and of
+# functions in the place of ComfyUI's own.
+OBJECTS, FUNCTIONS = "asyncdiff_objects", "asyncdiff_functions"
 
 # Entries of transformer_options that ComfyUI's own code uses in its process only: wrappers and
 # callbacks run around the remote forward, and so do the caches; a context window says which part of
@@ -50,18 +54,22 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 def names_of(code: Mapping[str, Any]) -> tuple[str, ...]:
     """What `code` holds, one line each: where, and which function or class of which module."""
-    return tuple(f"{path}: {_name(leaf)}" for path, leaf in _code_leaves(code, ""))
+    return tuple(f"{path}: {name_of(leaf)}" for path, leaf in _code_leaves(code, ""))
 
 
-def _name(leaf: Any) -> str:
+def name_of(leaf: Any) -> str:
+    """A function or the class of an object, and its module; of a pack without its folder."""
     kind = leaf if hasattr(leaf, "__qualname__") else type(leaf)
-    return f"{kind.__qualname__} of {kind.__module__}"
+    return f"{kind.__qualname__} of {short_name(str(kind.__module__))}"
 
 
 def _code_leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _code_leaves(value, f"{path}.{key}" if path else str(key))
+            if key in (OBJECTS, FUNCTIONS):
+                yield from value.items()
+            else:
+                yield from _code_leaves(value, f"{path}.{key}" if path else str(key))
     elif isinstance(tree, list | tuple):
         for value in tree:
             yield from _code_leaves(value, path)
@@ -70,9 +78,14 @@ def _code_leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 class Attachments:
-    """The sets of patches of one run, each with the key that evaluations refer to it by."""
+    """The sets of patches of one run, each with the key that evaluations refer to it by.
 
-    def __init__(self) -> None:
+    Args:
+        view: the modules that workers have too.
+    """
+
+    def __init__(self, view: WorkerView) -> None:
+        self._view = view
         self._known: list[tuple[State, str]] = []
         self._payloads: list[Payload] = []
 
@@ -85,11 +98,11 @@ class Attachments:
         Raises:
             UnsupportedPatchError: it cannot cross the process border; it is named.
         """
-        state = State(code)
+        state = State(code, lambda value: self._view.name_of(value) is not None)
         for known, key in self._known:
             if state.equals(known):
                 return key, self._payloads[int(key)]
-        payload = pack(code)
+        payload = pack(code, self._view)
         numbers = (n for n, known in enumerate(self._payloads) if _same_payload(known, payload))
         number = next(numbers, len(self._payloads))
         if number == len(self._payloads):
@@ -104,17 +117,28 @@ def mark(options: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {**options, _MARK: key}
 
 
+def key_of(tree: Any) -> str | None:
+    """The key of the patches in the arguments `tree`, if there are some."""
+    marked = _marked(tree)
+    return None if marked is None else marked[_MARK]
+
+
 def patches_of(tree: Any, contents: Mapping[str, bytes]) -> Hashable:
     """What of the patches in the arguments `tree` may be baked into what is compiled, or None.
 
     Args:
         contents: each set of patches by its key, as bytes.
     """
+    marked = _marked(tree)
+    if marked is None:
+        return None
+    return contents[marked[_MARK]], tuple(marked.get("cond_or_uncond", ()))
+
+
+def _marked(tree: Any) -> dict[str, Any] | None:
     args, kwargs = tree
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, dict) and _MARK in value:
-            return contents[value[_MARK]], tuple(value.get("cond_or_uncond", ()))
-    return None
+    values = (*args, *kwargs.values())
+    return next((x for x in values if isinstance(x, dict) and _MARK in x), None)
 
 
 def expand(
@@ -158,7 +182,7 @@ def _is_same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
     return next(looks) == next(looks)
 
 
-def pack(code: Mapping[str, Any]) -> Payload:
+def pack(code: Mapping[str, Any], view: WorkerView | None = None) -> Payload:
     """`code` as plain data.
 
     Raises:
@@ -168,25 +192,29 @@ def pack(code: Mapping[str, Any]) -> Payload:
         models = getattr(leaf, "models", None)
         if callable(models) and not isinstance(leaf, type) and models():
             raise UnsupportedPatchError(
-                f"This MODEL has a patch that brings a model of its own ({path}: {_name(leaf)}), "
-                "which cannot be taken to worker processes. Remove the node that adds it, or use "
-                "ComfyUI's own loader for this MODEL."
+                f"This MODEL has a patch that brings a model of its own ({path}: {name_of(leaf)}), "
+                "which cannot be taken to worker processes. Remove the node that adds it, or "
+                "use the MODEL without AsyncDiff."
             )
     try:
-        return pickling.pack(dict(code))
+        return pickling.pack(dict(code), view)
     except Exception as error:
         raise UnsupportedPatchError(
             f"This MODEL has patches that cannot be sent to worker processes ({error}): "
-            f"{'; '.join(names_of(code))}. Remove the node that adds them, or use ComfyUI's own "
-            "loader for this MODEL."
+            f"{few(names_of(code))}. Remove the node that adds them, or use the MODEL without "
+            "AsyncDiff."
         ) from error
 
 
-def unpack(payload: tuple[bytes, Sequence[torch.Tensor]], device: torch.device) -> dict[str, Any]:
+def unpack(
+    payload: tuple[bytes, Sequence[torch.Tensor]],
+    device: torch.device,
+    base_model: torch.nn.Module | None = None,
+) -> dict[str, Any]:
     """What `pack` packed, in a worker, on its device."""
     data, tensors = payload
     on_device = [tensor.to(device) for tensor in tensors]
-    code: dict[str, Any] = pickling.unpack((data, on_device), device)
+    code: dict[str, Any] = pickling.unpack((data, on_device), device, base_model)
 
     def to_device(tree: Any) -> Any:  # as ModelPatcher.model_patches_to
         if isinstance(tree, dict):
@@ -196,7 +224,7 @@ def unpack(payload: tuple[bytes, Sequence[torch.Tensor]], device: torch.device) 
         can_move = callable(getattr(tree, "to", None)) and not isinstance(tree, type)
         return tree.to(device) if can_move else tree
 
-    return {key: to_device(value) for key, value in code.items()}
+    return {key: v if key in (OBJECTS, FUNCTIONS) else to_device(v) for key, v in code.items()}
 
 
 # What cannot work in another process -----------------------------------------------------------
@@ -223,8 +251,8 @@ class NoRandomness:
             raise UnsupportedPatchError(
                 "A patch of this MODEL draws random numbers. A worker process would draw other "
                 "ones than ComfyUI, and so give another picture. It is one of these: "
-                f"{'; '.join(names_of(self._code))}. Remove the node that adds it (a HyperTile "
-                "with swap_size 1 draws none), or use ComfyUI's own loader for this MODEL."
+                f"{few(names_of(self._code))}. Remove the node that adds it (a HyperTile with "
+                "swap_size 1 draws none), or use the MODEL without AsyncDiff."
             )
 
 
@@ -236,7 +264,9 @@ def reporting_back(code: Mapping[str, Any], kept: Iterable[Any]) -> list[str]:
     """
     read = {id(cell) for f in kept for cell in getattr(f, "__closure__", None) or ()}
     return [
-        _name(f) for _, f in _code_leaves(code, "") if any(id(c) in read for c in _written_cells(f))
+        name_of(f)
+        for _, f in _code_leaves(code, "")
+        if any(id(c) in read for c in _written_cells(f))
     ]
 
 

@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from ..errors import UnsupportedPatchError
 from ..partition import Stage, units_of
 from ..stage import StagedModel
-from .attachments import pack, unpack
+from .attachments import name_of, pack, unpack
 
 # As in comfy_api/torch_helpers/torch_compile.py.
 KIND, KEY = WrappersMP.APPLY_MODEL, "torch.compile"
@@ -33,36 +33,51 @@ Forward = Callable[..., Any]
 
 
 class CompiledElsewhere:
-    """In place of ComfyUI's wrapper. `keys` are the modules to compile, as names in a BaseModel."""
+    """In place of `wrapper`, which is ComfyUI's.
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self.keys = keys
+    Attributes:
+        keys: the modules to compile, as names in a BaseModel; None if `wrapper` does not tell.
+    """
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper = wrapper
+        self.keys: tuple[str, ...] | None = None
+        names = wrapper.__code__.co_freevars if isinstance(wrapper, types.FunctionType) else ()
+        if "compiled_module_dict" in names:
+            cell = wrapper.__closure__[names.index("compiled_module_dict")]
+            self.keys = tuple(cell.cell_contents)
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         return executor(*args, **kwargs)
 
 
 def elsewhere(wrapper: Any) -> CompiledElsewhere:
-    """What takes the place of `wrapper`, one of `KIND` and `KEY`.
+    """What takes the place of `wrapper`, one of `KIND` and `KEY`."""
+    return wrapper if isinstance(wrapper, CompiledElsewhere) else CompiledElsewhere(wrapper)
 
-    Raises:
-        UnsupportedPatchError: it is not of ComfyUI's making.
-    """
-    if isinstance(wrapper, CompiledElsewhere):
-        return wrapper
-    names = wrapper.__code__.co_freevars if isinstance(wrapper, types.FunctionType) else ()
-    if "compiled_module_dict" not in names:
-        raise UnsupportedPatchError(
-            f"This MODEL is compiled by {wrapper!r}, which does not tell what it compiles. "
-            "So worker processes cannot do it. Use TorchCompileModel, or remove the node."
-        )
-    cell = wrapper.__closure__[names.index("compiled_module_dict")]
-    return CompiledElsewhere(tuple(cell.cell_contents))
+
+def here(wrapper: Any) -> Any:
+    """The wrapper that `elsewhere` has replaced."""
+    return wrapper.wrapper if isinstance(wrapper, CompiledElsewhere) else wrapper
 
 
 def keys_of(patcher: Any) -> tuple[str, ...]:
-    """The modules that this MODEL has compiled."""
-    return tuple(key for wrapper in patcher.get_wrappers(KIND, KEY) for key in wrapper.keys)
+    """The modules that this MODEL has compiled.
+
+    Raises:
+        UnsupportedPatchError: by something that is not of ComfyUI's making. It is told here, before
+            a run, since some nodes go on without a word where they cannot add their wrapper.
+    """
+    keys: list[str] = []
+    for wrapper in patcher.get_wrappers(KIND, KEY):
+        if wrapper.keys is None:
+            raise UnsupportedPatchError(
+                f"This MODEL is compiled by {name_of(wrapper.wrapper)}, which does not tell what "
+                "it compiles. So worker processes cannot do it. Use TorchCompileModel, or remove "
+                "the node."
+            )
+        keys += wrapper.keys
+    return tuple(keys)
 
 
 def compilation_of(patcher: Any) -> bytes | None:

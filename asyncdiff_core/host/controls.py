@@ -18,18 +18,20 @@ TAKING_WEIGHTS = frozenset({"ControlLora", "ControlNetSD35", "QwenFunControlNet"
 def refuse_taking_weights(
     executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """A wrapper of `KIND`: goes on if no ControlNet of `conds` takes weights out of the MODEL.
+    """A wrapper of `KIND`: goes on if no ControlNet of `conds` takes weights out of the MODEL, or
+    if these are in this process.
 
     Raises:
         UnsupportedPatchError: one does.
     """
-    for control in _controls(conds):
+    is_here = not hasattr(model, "remote")
+    for control in () if is_here else _controls(conds):
         names = TAKING_WEIGHTS.intersection(base.__name__ for base in type(control).__mro__)
         if names:
             raise UnsupportedPatchError(
                 f"A ControlNet of the kind {min(names)} takes weights out of the diffusion model, "
                 "and those of this MODEL are in worker processes. Use another kind of ControlNet, "
-                "or ComfyUI's own loader and sampler."
+                "or the MODEL without AsyncDiff."
             )
     return executor(model, noise_shape, conds, *args, **kwargs)
 

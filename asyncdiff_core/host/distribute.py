@@ -9,11 +9,13 @@ from typing import Any
 import comfy.model_management
 import comfy.model_patcher
 
-from ..errors import CheckpointError, InputError, LayoutError, LoaderError
+from ..errors import CheckpointError, InputError, LayoutError, LoaderError, UnspreadableError
 from ..log import get_logger
 from ..plan import parse_devices
 from ..planner import PlanRequest
 from ..schedule import AsyncSchedule
+from . import fallback
+from .fallback import stay_local
 from .layouts import has_layout, layout_of
 from .loading import Loader
 from .machine import available_devices
@@ -79,7 +81,9 @@ def parallelize(model: Any, plan: PlanRequest) -> Any:
         return _keep_whole(model.clone(), plan)
     twins = _twins.setdefault(model.model, {})
     if plan not in twins:
-        twins[plan] = _distribute(Loader.of(model), plan)
+        twin = _distribute(Loader.of(model), plan)
+        twin.remote.stand_for(model.model, model.object_patches_backup)
+        twins[plan] = twin
     twin = twins[plan]
     twin.remote.warm()
     # What the MODEL carries (patches, options, wrappers), over the twin's skeleton.
@@ -112,8 +116,10 @@ def animate(model: Any, path: str) -> Any:
 def ensure_distributed(model: Any) -> Any:
     """`model` if a node of this pack has placed it already; otherwise spread over all devices.
 
-    A MODEL that cannot be spread stays as it is, and a line in the log says why. So does one whose
-    architecture has no layout: whether a guess is right turns out in the middle of a prompt.
+    A MODEL that cannot be spread stays as it is, and a line in the log and on the node says why. So
+    does one whose architecture has no layout: whether a guess is right turns out in the middle of a
+    prompt. One that turns out to carry what cannot be spread samples on one device as well, see
+    fallback.py.
 
     Raises:
         InputError: `model` is no MODEL.
@@ -125,11 +131,16 @@ def ensure_distributed(model: Any) -> Any:
         return model
     try:
         _require_layout(model.model.diffusion_model)
-        return parallelize(model, plan_for("auto"))
-    except (LayoutError, LoaderError) as error:
-        log.info("the model stays in ComfyUI's own process: %s", error)
-        _unspreadable.add(model.model)
+        spread = parallelize(model, plan_for("auto"))
+    except UnspreadableError as error:
+        stay_local(error)
+        if isinstance(error, LayoutError | LoaderError):
+            _unspreadable.add(model.model)
         return model
+    if isinstance(spread, AsyncDiffModelPatcher):
+        spread.stock = model
+        fallback.prepare(spread)
+    return spread
 
 
 def _require_layout(diffusion_model: Any) -> None:

@@ -176,7 +176,8 @@ def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
     if name in REFUSED:
         raise LayoutError(
             f"{name} cannot be spread over devices. AsyncDiff has no layout for this architecture, "
-            f"since {REFUSED[name]}. Load the model with ComfyUI's own loader."
+            f"since {REFUSED[name]}. Use the model without the AsyncDiff "
+            "nodes."
         )
     return LAYOUTS[name] if name in LAYOUTS else guess_layout(diffusion_model)
 

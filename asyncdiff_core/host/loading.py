@@ -1,9 +1,10 @@
 """Run ComfyUI's own loaders without reading the weights of the diffusion model.
 
 Detection, conversion of key names, choice of dtype and construction stay ComfyUI's. While
-`deferred_weights` is active in a thread, parameters of the models that it builds are on the meta
-device, and `BaseModel.load_model_weights` calls a function of ours instead of copying tensors.
-Safetensors files are memory-mapped, so nothing but their headers is read.
+`deferred_weights` is active in a thread, the diffusion models that it builds have their parameters
+on the meta device, and a function of ours decides what `BaseModel.load_model_weights` loads into
+them. It is ComfyUI that loads, so that quantised layers become what they are in ComfyUI.
+Safetensors files are memory-mapped, so nothing but their headers is read of what is left out.
 """
 
 from __future__ import annotations
@@ -11,24 +12,36 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import logging
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.memory_management
 import comfy.model_base
 import comfy.model_management
+import comfy.model_patcher
 import torch
 
-from ..errors import LoaderError
+from ..errors import CheckpointError, LoaderError, few, short_name, text_of
 from ..frames import require_plain
+from .replaced import is_what_it_says
 
-Reader = Callable[[Any, Callable[[], Any]], None]
+State = dict[str, torch.Tensor]
+# (BaseModel, the call that loads its weights)
+LoadWeights = Callable[[Any, Callable[[], Any]], None]
+# (name in the diffusion model, tensor of the file, the model's own that it replaces) -> what is
+# loaded for it; None leaves it out. Quantised layers have no tensor of their own yet.
+Choose = Callable[[str, torch.Tensor, torch.Tensor | None], torch.Tensor | None]
+
+# The key, in the state dict of a quantised layer, whose value says how it is quantised.
+QUANTISATION = "comfy_quant"
 
 # Held while methods of ComfyUI's classes are replaced.
 patching = threading.RLock()
+
+_thread = threading.local()  # min_numel, while weights are deferred in this thread
 
 
 @dataclass(frozen=True)
@@ -58,15 +71,21 @@ class Loader:
                 f"This {type(patcher.model).__name__} comes from a GGUF file, by the nodes of "
                 "ComfyUI-GGUF. Worker processes cannot read it. Load the same model as safetensors "
                 "with Load Diffusion Model (weight_dtype fp8_e4m3fn where memory is short), or "
-                "remove the AsyncDiff nodes."
+                "use the MODEL without AsyncDiff."
             )
         if init is None:
             raise LoaderError(
                 f"The loader of this {type(patcher.model).__name__} does not tell which file it "
                 "read, so worker processes cannot load their parts. Use one of ComfyUI's own "
-                "loaders (Load Checkpoint, Load Diffusion Model) or AsyncDiff's."
+                "loaders (Load Checkpoint, Load Diffusion Model), or the MODEL without AsyncDiff."
             )
         function, args, *index = init
+        if not is_what_it_says(function):
+            raise LoaderError(
+                f"The loader of this {type(patcher.model).__name__} "
+                f"({getattr(function, '__qualname__', function)}) was replaced by a node pack, so "
+                "worker processes might load something else. Use the MODEL without AsyncDiff."
+            )
         name = f"{function.__module__}:{function.__qualname__}"
         try:
             require_plain(args)
@@ -74,16 +93,23 @@ class Loader:
             raise LoaderError(
                 f"The loader of this {type(patcher.model).__name__} was called with something that "
                 f"cannot be sent to worker processes ({error}). Use one of ComfyUI's own loaders "
-                "(Load Checkpoint, Load Diffusion Model) or AsyncDiff's."
+                "(Load Checkpoint, Load Diffusion Model), or the MODEL without AsyncDiff."
             ) from error
         return cls(name, tuple(args), index[0] if index else None)
 
     def __call__(self, **kwargs: Any) -> Any:
         """Load; the MODEL's ModelPatcher."""
         module, _, name = self.function.rpartition(":")
-        function: Any = importlib.import_module(module)
-        for part in name.split("."):
-            function = getattr(function, part)
+        try:
+            function: Any = importlib.import_module(module)
+            for part in name.split("."):
+                function = getattr(function, part)
+        except Exception as error:
+            raise LoaderError(
+                f"This MODEL was loaded by {name} of {short_name(module)}, which worker processes "
+                f"cannot import ({text_of(error)}). Use one of ComfyUI's own loaders, or the MODEL "
+                "without AsyncDiff."
+            ) from error
         accepted = inspect.signature(function).parameters
         result = function(*self.args, **{k: v for k, v in kwargs.items() if k in accepted})
         return result if self.index is None else result[self.index]
@@ -95,42 +121,47 @@ class Loader:
 
 @contextlib.contextmanager
 def deferred_weights(
-    read: Reader | None = None, configure: Callable[[Any], None] | None = None, min_numel: int = 0
+    load: LoadWeights, configure: Callable[[Any], None] | None = None, min_numel: int = 0
 ) -> Iterator[None]:
-    """Build models on the meta device within this context, in this thread.
+    """Build diffusion models on the meta device within this context, in this thread.
+
+    What a BaseModel has besides its diffusion model is made and filled as ever.
 
     Args:
-        read: called with each BaseModel and the call that copies its weights; by default nothing
-            is copied.
+        load: called with each BaseModel and the call that loads its weights, in place of that.
         configure: called with the model configuration before the model is built from it.
-        min_numel: smaller parameters stay real, with their initial values.
+        min_numel: smaller parameters stay real, with the initial values that their class gives.
     """
     owner = threading.get_ident()
     model_class = comfy.model_base.BaseModel
     management = comfy.model_management
-    register, init = torch.nn.Module.register_parameter, model_class.__init__
-    load = model_class.load_model_weights
+    init, load_whole = model_class.__init__, model_class.load_model_weights
+    signature = inspect.signature(init)
 
     def is_ours() -> bool:
         return threading.get_ident() == owner
 
-    def register_on_meta(self: Any, name: str, parameter: Any) -> None:
-        if is_ours() and parameter is not None and parameter.numel() >= min_numel:
-            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(self, name, parameter)
+    def init_deferred(*args: Any, **kwargs: Any) -> None:
+        if not is_ours():
+            init(*args, **kwargs)
+            return
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        if configure is not None:
+            configure(bound.arguments["model_config"])
+        build = bound.arguments["unet_model"]
 
-    def init_configured(self: Any, model_config: Any, *args: Any, **kwargs: Any) -> None:
-        if is_ours() and configure is not None:
-            configure(model_config)
-        init(self, model_config, *args, **kwargs)
+        def build_on_meta(*args: Any, **kwargs: Any) -> Any:
+            with building():
+                return build(*args, **kwargs)
+
+        bound.arguments["unet_model"] = build_on_meta
+        init(*bound.args, **bound.kwargs)
 
     def load_deferred(self: Any, sd: Any, unet_prefix: str = "", *args: Any, **kwargs: Any) -> Any:
         if not is_ours():
-            return load(self, sd, unet_prefix, *args, **kwargs)
-        if read is not None:
-            read(self, lambda: load(self, sd, unet_prefix))
-        for key in [key for key in sd if key.startswith(unet_prefix)]:
-            del sd[key]  # as the original does, for the loader reports what is left
+            return load_whole(self, sd, unet_prefix, *args, **kwargs)
+        load(self, lambda: load_whole(self, sd, unet_prefix))
         return self
 
     def stay_on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,46 +173,136 @@ def deferred_weights(
     with patching, contextlib.ExitStack() as stack:
 
         def replace(target: Any, name: str, value: Any) -> None:
-            stack.callback(setattr, target, name, getattr(target, name))
-            setattr(target, name, value)
+            if hasattr(target, name):  # not every version of ComfyUI has all of them
+                stack.callback(setattr, target, name, getattr(target, name))
+                setattr(target, name, value)
 
-        replace(torch.nn.Module, "register_parameter", register_on_meta)
-        replace(model_class, "__init__", init_configured)
+        replace(model_class, "__init__", init_deferred)
         replace(model_class, "load_model_weights", load_deferred)
         # A GPU that has more room than the host would otherwise get the whole model at once.
         for name in ("unet_inital_load_device", "unet_offload_device"):
             replace(management, name, stay_on_cpu(getattr(management, name)))
+        # With dynamic VRAM layers have no weights before their file is read, nor is it mapped.
+        replace(comfy.memory_management, "aimdo_enabled", False)
+        replace(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        stack.callback(setattr, _thread, "min_numel", getattr(_thread, "min_numel", None))
+        _thread.min_numel = min_numel
         yield
 
 
-def copy_some_weights(
-    base_model: Any, copy_weights: Callable[[], Any], is_wanted: Callable[[str], bool]
-) -> None:
-    """Run `copy_weights` for the keys, relative to the diffusion model, that are wanted."""
-    config = base_model.model_config
-    convert = config.process_unet_state_dict
-    config.process_unet_state_dict = lambda sd: {
-        key: value for key, value in convert(sd).items() if is_wanted(key)
-    }
-    log = logging.getLogger()  # ComfyUI's
-    log.addFilter(_is_about_something)
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Parameters made in here are a diffusion model's, and go to meta if weights are deferred."""
+    min_numel, owner = getattr(_thread, "min_numel", None), threading.get_ident()
+    if min_numel is None:
+        yield
+        return
+
+    def on_meta(_: Any, __: str, parameter: Any) -> Any:
+        if threading.get_ident() != owner or parameter is None or parameter.numel() < min_numel:
+            return None  # it stays as it is
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    registration = torch.nn.modules.module.register_module_parameter_registration_hook(on_meta)
     try:
-        copy_weights()
+        yield
     finally:
-        log.removeFilter(_is_about_something)
+        registration.remove()
+
+
+def load_chosen(base_model: Any, load_whole: Callable[[], Any], choose: Choose) -> None:
+    """Have ComfyUI load what `choose` gives, by the names in the diffusion model, in place of each
+    tensor of the file."""
+    model, config = base_model.diffusion_model, base_model.model_config
+    convert, load = config.process_unet_state_dict, model.load_state_dict
+
+    def converted(sd: State) -> State:
+        sd = convert(sd)
+        likes = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        chosen: State = {}
+        for key, tensor in sd.items():
+            is_quantised = f"{key.rpartition('.')[0]}.{QUANTISATION}" in sd
+            value = choose(key, tensor, None if is_quantised else likes.get(key))
+            if value is not None:
+                chosen[key] = value
+        return chosen
+
+    config.process_unet_state_dict = converted
+    model.load_state_dict = lambda sd, strict=True, assign=True: load(sd, strict, assign=True)
+    try:
+        load_whole()
+    finally:
         config.process_unet_state_dict = convert
+        del model.load_state_dict
 
 
-def _is_about_something(record: logging.LogRecord) -> bool:
-    """Not ComfyUI's warning that keys are missing, which are those that were not wanted."""
-    return not str(record.msg).startswith("unet missing")
+def as_meta(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    """`tensor` without its values, as a model has it whose own is `like`."""
+    dtype = tensor.dtype if like is None else like.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
 
-def materialise(model: torch.nn.Module) -> None:
-    """Real memory for the parameters that are still on meta."""
+def as_loaded(
+    tensor: torch.Tensor, like: torch.Tensor | None, *, copy: bool = True
+) -> torch.Tensor:
+    """`tensor`, of a file, with the type and the memory format of `like`, which it replaces.
+
+    Args:
+        copy: never a part of the mapped file.
+    """
+    if like is None or like.shape != tensor.shape:  # a quantised weight; or ComfyUI's complaint
+        return tensor.clone() if copy else tensor
+    if not copy and (like.dtype, like.stride()) == (tensor.dtype, tensor.stride()):
+        return tensor
+    return torch.empty_like(like, device="cpu").copy_(tensor)
+
+
+@contextlib.contextmanager
+def absent(model: torch.nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Submodules `names` of `model` without parameters: what is loaded in here passes them over."""
+    modules = {name: model.get_submodule(name) for name in names}
+
+    def put(name: str, module: torch.nn.Module) -> None:
+        parent, _, last = name.rpartition(".")
+        model.get_submodule(parent)._modules[last] = module
+
+    for name in modules:
+        put(name, torch.nn.Module())
+    try:
+        yield
+    finally:
+        for name, module in modules.items():
+            put(name, module)
+            for part in module.modules():
+                # ComfyUI's layers that may be quantised have no weight before one is loaded.
+                if hasattr(part, "comfy_cast_weights") and not hasattr(part, "weight"):
+                    part.register_parameter("weight", None)
+
+
+def as_unquantised(model: torch.nn.Module) -> None:
+    """Make the quantised weights of `model`, which is on meta, those of ordinary layers."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                module._parameters[name] = torch.nn.Parameter(
-                    torch.empty(parameter.shape, dtype=parameter.dtype), requires_grad=False
-                )
+            if parameter is not None and hasattr(parameter, "__tensor_flatten__"):
+                plain = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                module._parameters[name] = torch.nn.Parameter(plain, requires_grad=False)
+                module.__dict__.update(layout_type=None, quant_format=None)
+
+
+def require_loaded(modules: Mapping[str, torch.nn.Module]) -> None:
+    """See that `modules`, by their names, have all their weights.
+
+    Raises:
+        CheckpointError: the file lacks some; three are named.
+    """
+    lacking = [
+        f"{name}.{key}" if name else key
+        for name, module in modules.items()
+        for key, parameter in module.named_parameters()
+        if parameter.is_meta
+    ]
+    if lacking:
+        raise CheckpointError(
+            f"The file lacks weights ({few(lacking)}), so ComfyUI would compute with whatever is "
+            "in memory. Download it again, or another one."
+        )

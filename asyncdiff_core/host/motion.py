@@ -25,7 +25,7 @@ from comfy.ldm.modules.attention import CrossAttention, FeedForward
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, Upsample
 
 from ..errors import InputError
-from .loading import Loader, patching
+from .loading import Loader, building, patching
 
 NUM_HEADS = 8
 NUM_GROUPS = 32
@@ -48,6 +48,7 @@ class MotionModule(torch.nn.Module):
         operations: ComfyUI's layers, as for the rest of the model.
     """
 
+    VARYING = ("num_frames",)  # what an evaluation changes
     num_frames = 1  # of the evaluation that is going on
 
     def __init__(self, state: dict[str, torch.Tensor], dtype: Any, operations: Any) -> None:
@@ -216,7 +217,8 @@ def _extend(base_model: Any, path: str) -> None:
         config.unet_config.get("dtype"), base_model.manual_cast_dtype, model_config=config
     )
     try:
-        weights = extend(unet, state, base_model.get_dtype(), operations)
+        with building():
+            weights = extend(unet, state, base_model.get_dtype(), operations)
     except ValueError as error:
         raise InputError(f"{path} does not fit this model: {error}.") from error
     convert = config.process_unet_state_dict

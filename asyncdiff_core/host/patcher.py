@@ -8,29 +8,42 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
+import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
+import torch
 from comfy.patcher_extension import CallbacksMP
 
-from ..errors import UnsupportedPatchError
+from ..errors import UnsupportedPatchError, few
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
-from . import controls
+from . import controls, object_patches
+from .absent import AbsentWeight
 from .attachments import reporting_back, split_options
-from .compilation import KEY, KIND, ROOT, compilation_of, elsewhere, keys_of
+from .compilation import KEY, KIND, ROOT, compilation_of, elsewhere, here, keys_of
 from .hooks import HOOKS_MARK, strengths_of
 from .layouts import host_parts_of
-from .patches import MODEL_PREFIX
+from .patches import MODEL_PREFIX, WeightChanges, unknown_kinds
 from .remote import RemoteModel
+
+# Where a skeleton keeps those of its weights that have another shape now.
+_RESHAPED = "asyncdiff_reshaped"
 
 
 class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
-    """A ModelPatcher over a skeleton. Made by `adopt`, copied by `clone`."""
+    """A ModelPatcher over a skeleton. Made by `adopt`, copied by `clone`.
+
+    Attributes:
+        stock: the MODEL that it stands for, where it may do the work itself; see fallback.py.
+    """
 
     remote: RemoteModel
     schedule: AsyncSchedule
+    object_patches: dict[str, Any]
+    stock: Any = None
     patches_uuid: uuid.UUID
     _free_memory: float | None = None
 
@@ -65,6 +78,22 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         n = super().clone(*args, **kwargs)
         n.remote = self.remote
         n.schedule = self.schedule
+        n.stock = self.stock
+        return n
+
+    def local(self) -> Any:
+        """The stock MODEL with all that this one carries."""
+        stock, spread = self.stock, self.__class__
+        self.__class__ = type(stock)  # clone makes one of the same class
+        try:
+            n = self.clone(model_override=stock.get_clone_model_override())
+        finally:
+            self.__class__ = spread
+        n.parent, n.size, n.clone_base_uuid = stock, stock.size, stock.clone_base_uuid
+        n.load_device, n.offload_device = stock.load_device, stock.offload_device
+        wrappers = n.wrappers.get(KIND, {})
+        if KEY in wrappers:
+            wrappers[KEY] = [here(wrapper) for wrapper in wrappers[KEY]]
         return n
 
     def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Any) -> None:
@@ -76,10 +105,18 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def pre_run(self) -> None:
         self._refuse_what_cannot_cross()
+        self.remote.require_unchanged()
         self._free_memory = None
-        hooks = tuple(self.hook_patches.values())
         self.remote.begin_run(
-            *(self.schedule, str(self.patches_uuid), self.patches, hooks, compilation_of(self))
+            self.schedule,
+            WeightChanges(
+                *(str(self.patches_uuid), self.patches, self.weight_wrapper_patches),
+                casts=self.force_cast_weights,
+                compute_dtype=self.object_patches.get("manual_cast_dtype"),
+            ),
+            hooks=tuple(self.hook_patches.values()),
+            objects=object_patches.for_workers(self.object_patches),
+            compilation=compilation_of(self),
         )
         super().pre_run()
 
@@ -105,13 +142,21 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         return self._free_memory
 
     def _refuse_what_cannot_cross(self) -> None:
-        refused = [f"object patch {k!r}" for k in self.object_patches if _concerns_weights(k)]
-        refused += [f"weight wrapper {key!r}" for key in self.weight_wrapper_patches]
-        refused += [f"injection {key!r}" for key in self.injections]
+        model = self.model.diffusion_model
+        parts = host_parts_of(model)
+        refused = [f"injection {key!r}" for key in self.injections]
+        refused += [
+            f"object patch {key!r}"
+            for key in object_patches.refused(self.object_patches, model, parts)
+        ]
         refused += [
             f"a weight patch of {part}, which ComfyUI's conditioning code runs here"
-            for part in host_parts_of(self.model.diffusion_model)
+            for part in parts
             if any(key.startswith(f"{MODEL_PREFIX}{part}.") for key in self._patched_keys())
+        ]
+        refused += [
+            f"weight patches of the kind {kind!r}, which are not ComfyUI's own"
+            for kind in unknown_kinds((self.patches, *self.hook_patches.values()))
         ]
         refused += [
             f"torch.compile of {key!r}, which is no part of the diffusion model"
@@ -131,8 +176,8 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         ]
         if refused:
             raise UnsupportedPatchError(
-                f"This MODEL carries {', '.join(refused)}, which cannot be taken to worker "
-                "processes yet. Remove the node that adds it, or use ComfyUI's own loader."
+                f"This MODEL carries {few(refused)}, which cannot be taken to worker processes. "
+                "Remove the node that adds it, or use the MODEL without AsyncDiff."
             )
 
     def _patched_keys(self) -> Iterator[str]:
@@ -178,8 +223,20 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         self.load(device_to)
         return 0
 
+    def patch_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Put object patches in force, but for those that workers have (object_patches.py)."""
+        everything = self.object_patches
+        there = object_patches.for_workers(everything)
+        self.object_patches = {k: v for k, v in everything.items() if k not in there}
+        try:
+            return super().patch_model(*args, **kwargs)
+        finally:
+            self.object_patches = everything
+
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
         self.model.device = device_to
+        self._move_what_is_here(device_to)
+        self._reshape(self.patches)
         self.model.current_weight_patches_uuid = self.patches_uuid
         for callback in self.get_all_callbacks(CallbacksMP.ON_LOAD):
             callback(self, device_to, 0, False, True)
@@ -187,7 +244,43 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
         super().unpatch_model(None, unpatch_weights=False)
         if unpatch_weights:
+            self._reshape({})
+            self._move_what_is_here(device_to)
             self.model.current_weight_patches_uuid = None
+
+    def _move_what_is_here(self, device: Any) -> None:
+        """Move the parts of the model that ComfyUI's conditioning code runs in this process."""
+        if device is None:
+            return
+        model = self.model.diffusion_model
+        for module in self.model.children():
+            if module is not model:
+                module.to(device)
+        for name in host_parts_of(model):
+            model.get_submodule(name).to(device)
+        for parameter in self.model.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
+
+    def _reshape(self, patches: Mapping[str, Any]) -> None:
+        """Give the weights of the skeleton the shapes that they have with these patches.
+
+        LoRAs that widen a layer (Flux canny and depth, Wan control) are noticed by that: the
+        conditioning code then makes more channels.
+        """
+        former = self.model.__dict__.pop(_RESHAPED, {})
+        for key, weight in former.items():
+            comfy.utils.set_attr(self.model, key, weight)
+        before: dict[str, AbsentWeight] = {}
+        for key, of_key in patches.items():
+            weight = comfy.utils.get_attr(self.model, key)
+            if isinstance(weight, AbsentWeight):
+                shape = comfy.lora.calculate_shape(of_key, weight, key)
+                if tuple(shape) != tuple(weight.shape):
+                    before[key] = weight
+                    wider = AbsentWeight.of(weight, weight.name, weight.place, torch.Size(shape))
+                    comfy.utils.set_attr(self.model, key, wider)
+        self.model.__dict__[_RESHAPED] = before
+        self.remote.reshaped({*former, *before})
 
     def partially_unload(self, device_to: Any, memory_to_free: int = 0, *args: Any) -> int:
         """Nothing: a stage is given back as a whole, by `detach`."""
@@ -218,12 +311,8 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         _refuse("be combined with MultiGPU CFG Split")
 
 
-def _concerns_weights(name: str) -> bool:
-    return name.startswith("diffusion_model") or name == "manual_cast_dtype"
-
-
 def _refuse(what: str) -> NoReturn:
     raise UnsupportedPatchError(
         f"A MODEL spread over worker processes cannot {what}: its weights are not in this process. "
-        "Do that with the MODEL of ComfyUI's own loader, before AsyncDiffParallelize."
+        "Do that with the MODEL without AsyncDiff, before AsyncDiffParallelize for example."
     )

@@ -6,7 +6,7 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from torch.utils import _pytree as pytree
 
 from ..errors import (
     AsyncDiffError,
+    ModelChangedError,
+    UnsupportedPatchError,
     WorkerDiedError,
     WorkerError,
     WorkerLinkError,
     WorkerOutOfMemoryError,
     WorkerTimeoutError,
+    few,
 )
 from ..evaluator import Call
 from ..group import ModelSource, WorkerGroup
@@ -33,17 +36,19 @@ from ..planner import PlanRequest, choose
 from ..process import Launch
 from ..residuals import Residuals
 from ..schedule import AsyncSchedule
-from ..trunk import Trunk
-from .attachments import Attachments, mark, names_of, split_options
+from ..trunk import Trunk, tensor_bytes
+from .attachments import FUNCTIONS, OBJECTS, Attachments, mark, names_of, split_options
+from .changes import Watch, differences, watch_stock
 from .dealing import WithOptions, deal, gather, options_of_hand, take
 from .forecast import Forecaster
 from .hooks import HOOK, numbers_of
-from .layouts import layout_of, position_of
+from .layouts import entry_of, host_parts_of, layout_of, position_of
 from .loading import Loader
 from .node_text import RunText, poll
-from .patches import pack_patches
-from .pickling import COMFYUI_ROOT
+from .patches import MODEL_PREFIX, WeightChanges, pack_changes, pack_patches
+from .pickling import WorkerView
 from .pool import POOL
+from .replaced import COMFYUI_ROOT, ReplacedFunctions, changing_weights
 from .reports import name_run, record, record_error
 from .skeleton import make_remote
 from .stage_weights import spec_of
@@ -51,6 +56,9 @@ from .stage_weights import spec_of
 log = get_logger("model")
 
 PACK_ROOT = Path(__file__).resolve().parents[2]
+
+# The attribute of a stock BaseModel that has what watches it.
+_WATCH = "asyncdiff_watch"
 
 # ComfyUI takes at most one of these.
 _MEMORY_FLAGS = {"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram", "--cpu"}
@@ -83,8 +91,8 @@ class RemoteModel:
             residuals=Residuals.of(trunk, position_of(model, "control")),
         )
         self.request = request
-        self.weight_bytes = sum(p.nbytes for p in model.parameters())
-        self._unit_bytes = [sum(p.nbytes for p in u.module.parameters()) for u in trunk.units]
+        self.weight_bytes = sum(map(tensor_bytes, model.parameters()))
+        self._unit_bytes = [sum(map(tensor_bytes, u.module.parameters())) for u in trunk.units]
         self._base_model = base_model
         self.key = repr(spec), tuple(self._files.items()), request.devices
         self._run: _Run | None = None
@@ -99,6 +107,62 @@ class RemoteModel:
             return remote.evaluate(x, options, with_options)
 
         make_remote(model, evaluate)
+        self._watch = Watch(model, apart_from=host_parts_of(model))
+        self._origin: Callable[[], Any] = lambda: None  # the stock BaseModel, if it is still there
+        self._replaced = ReplacedFunctions(model)
+        self.view = WorkerView()
+        self.view.add(base_model)
+
+    def stand_for(self, base_model: Any, object_patches: Collection[str]) -> None:
+        """Watch the stock model whose weights workers load, and know its modules in patches.
+
+        Args:
+            object_patches: the keys of those that are in force in it, at any time.
+
+        Raises:
+            UnsupportedPatchError: it is not as its loader makes it.
+        """
+
+        def patched() -> set[str]:
+            return {key.removeprefix(MODEL_PREFIX) for key in object_patches}
+
+        model = base_model.diffusion_model
+        skeleton = self._base_model.diffusion_model
+        if changed := differences(model, skeleton, entry_of(skeleton), patched()):
+            raise UnsupportedPatchError(_changed_stock(changed))
+        # The stock model owns what watches it, and so lives no longer for it.
+        setattr(base_model, _WATCH, watch_stock(model, patched))
+        self._origin = weakref.ref(base_model)
+        self.view.add(base_model)
+
+    def require_unchanged(self) -> None:
+        """See that what workers have is still what this process has.
+
+        Raises:
+            ModelChangedError: something was replaced on the skeleton itself.
+            UnsupportedPatchError: on the stock model.
+        """
+        self.require_no_changes_here()
+        origin = self._origin()
+        if origin is not None and (changed := getattr(origin, _WATCH).changes()):
+            raise UnsupportedPatchError(_changed_stock(changed))
+
+    def require_no_changes_here(self) -> None:
+        """See that nothing was replaced on the skeleton itself.
+
+        Raises:
+            ModelChangedError: something was.
+        """
+        if changed := self._watch.changes():
+            raise ModelChangedError(
+                f"The diffusion model of this MODEL was changed itself ({few(changed)}). That does "
+                "nothing, since the model is in worker processes. Remove the node that does it, or "
+                "put it on the MODEL without AsyncDiff."
+            )
+
+    def reshaped(self, keys: Iterable[str]) -> None:
+        """The shapes of these weights of the skeleton were changed, as patches demand it."""
+        self._watch.renew({k.removeprefix(MODEL_PREFIX).rpartition(".")[0] for k in keys})
 
     def warm(self) -> None:
         """Start the workers, if they are not there, without waiting for them."""
@@ -121,22 +185,25 @@ class RemoteModel:
     def begin_run(
         self,
         schedule: AsyncSchedule,
-        uuid: str,
-        patches: dict[str, Any],
+        changes: WeightChanges,
+        *,
         hooks: Sequence[dict[str, Any]] = (),
+        objects: Mapping[str, Any] | None = None,
         compilation: Any = None,
     ) -> None:
         """A sampling run begins.
 
         Args:
-            uuid: names `patches`; the same again means the same patches.
-            patches: weight patches by key, as ModelPatcher collects them.
             hooks: those of the LoRAs on conditionings, which evaluations name by number.
+            objects: object patches inside the diffusion model, by key.
             compilation: see compilation.compilation_of.
         """
-        forecaster = Forecaster(self._base_model.model_sampling)
-        group = self._take_group(schedule)
-        self._run = _Run(group, schedule, uuid, patches, tuple(hooks), compilation, forecaster)
+        self._run = _Run(
+            *(self._take_group(schedule), schedule, changes, tuple(hooks), dict(objects or {})),
+            compilation=compilation,
+            forecaster=Forecaster(self._base_model.model_sampling),
+            attachments=Attachments(self.view),
+        )
 
     def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
         group = POOL.obtain(self.key, self._make_group, schedule)
@@ -191,7 +258,13 @@ class RemoteModel:
         return True
 
     def _evaluate(self, run: _Run, all_options: dict[str, Any], with_options: WithOptions) -> Any:
+        self.require_unchanged()
         options, code = split_options(all_options)
+        if run.objects:
+            code = {**code, OBJECTS: run.objects}
+        if functions := self._replaced.found():
+            code = {**code, FUNCTIONS: functions}
+        weight_functions = changing_weights(functions)
         conds = options.get("cond_or_uncond", ())
         if code:
             conds = conds[:1]  # a patch may compare the conds of a batch, so they stay together
@@ -199,11 +272,16 @@ class RemoteModel:
             with run.text.prepares(run.group):
                 self._choose_plan(run, len(set(conds)), options, with_options)
                 run.group.prepare(*with_options(options))
+                self.view.search_path = run.group.search_path()
+                self.view.can_import = run.group.can_import
         run.group.restore()  # had the weights to be given back in the middle of the run
         units = self.source.units
-        run.group.set_patches(run.uuid, lambda stage: pack_patches(run.patches, units, stage))
+        changes = run.changes.by(weight_functions)
+        run.group.set_patches(
+            changes.uuid, lambda stage: pack_changes(changes, units, stage, self.view)
+        )
         for number in numbers_of(options):
-            payload_of = functools.partial(pack_patches, run.hooks[number], units)
+            payload_of = functools.partial(pack_patches, run.hooks[number], units, view=self.view)
             self._attach(run, f"{HOOK}{number}", payload_of)
         run.group.set_compilation(run.compilation)
         if code:
@@ -324,16 +402,23 @@ class _Run:
 
     group: WorkerGroup
     schedule: AsyncSchedule
-    uuid: str
-    patches: dict[str, Any]
+    changes: WeightChanges
     hooks: tuple[dict[str, Any], ...]
+    objects: dict[str, Any]
     compilation: Any
     forecaster: Forecaster
-    attachments: Attachments = field(default_factory=Attachments)
+    attachments: Attachments
     attached: set[str] = field(default_factory=set)  # keys of those that the group has
     text: RunText = field(default_factory=RunText)
     is_prepared: bool = False
     said_idle: bool = False
+
+
+def _changed_stock(names: Collection[str]) -> str:
+    return (
+        f"The diffusion model of this MODEL was changed itself ({few(names)}), and workers load it "
+        "as it is in its file. Remove the node that does it, or use the MODEL without AsyncDiff."
+    )
 
 
 def _cpu_arguments(arguments: Sequence[str]) -> tuple[str, ...]:

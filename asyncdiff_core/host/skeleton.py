@@ -7,6 +7,7 @@ call that computes to where the weights are.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,30 +15,47 @@ import comfy.patcher_extension
 import torch
 
 from ..evaluator import Inputs
+from .absent import make_absent
 from .layouts import entry_of, host_parts_of, position_of
-from .loading import Loader, copy_some_weights, deferred_weights, materialise
+from .loading import (
+    QUANTISATION,
+    Loader,
+    as_loaded,
+    as_meta,
+    deferred_weights,
+    load_chosen,
+    require_loaded,
+)
 
 # (x, transformer_options, what gives the arguments with other transformer_options) -> output
 Evaluate = Callable[[Any, dict[str, Any], Callable[[dict[str, Any]], Inputs]], Any]
 
 
 def build_skeleton(loader: Loader) -> Any:
-    """What `loader` returns, with the parameters of its diffusion model on the meta device.
+    """What `loader` returns, with an AbsentWeight for every parameter of its diffusion model.
 
     Only headers are read of a safetensors file, and the parts that ComfyUI's conditioning code runs
     in this process (see layouts.HOST_PARTS).
     """
 
-    def read(base_model: Any, copy_weights: Callable[[], Any]) -> None:
-        parts = host_parts_of(base_model.diffusion_model)
-        if parts:
-            for part in parts:
-                materialise(base_model.diffusion_model.get_submodule(part))
-            prefixes = tuple(f"{part}." for part in parts)
-            copy_some_weights(base_model, copy_weights, lambda key: key.startswith(prefixes))
+    def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
+        model = base_model.diffusion_model
+        parts = host_parts_of(model)
+        prefixes = tuple(f"{part}." for part in parts)
 
-    with deferred_weights(read):
-        return loader.without_paging()
+        def choose(
+            key: str, tensor: torch.Tensor, like: torch.Tensor | None
+        ) -> torch.Tensor | None:
+            is_needed = key.startswith(prefixes) or key.endswith(QUANTISATION)
+            return as_loaded(tensor, like) if is_needed else as_meta(tensor, like)
+
+        load_chosen(base_model, load_whole, choose)
+        require_loaded({part: model.get_submodule(part) for part in parts})
+
+    with deferred_weights(load):
+        patcher = loader.without_paging()
+    make_absent(patcher.model.diffusion_model, patcher.load_device)
+    return patcher
 
 
 def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
@@ -47,12 +65,11 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
     the model's entry method with other options in their place. Wrappers around the diffusion model
     (EasyCache and its kin) still run here, in the ComfyUI process, around `evaluate`.
     """
-    original = type(diffusion_model)
     entry = entry_of(diffusion_model)
     # Wrappers are written for each model's own parameter order, so positions must be kept.
     index = position_of(diffusion_model, "transformer_options")
 
-    def remote(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def remote(*args: Any, **kwargs: Any) -> Any:
         is_positional = index < len(args)
         options = args[index] if is_positional else kwargs.get("transformer_options", {})
 
@@ -63,20 +80,15 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
 
         return evaluate(args[0], options, with_options)
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    model = weakref.ref(diffusion_model)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
         # These classes call no DIFFUSION_MODEL wrappers by themselves.
         options = kwargs.get("transformer_options", {})
         extension = comfy.patcher_extension
         wrappers = extension.get_all_wrappers(extension.WrappersMP.DIFFUSION_MODEL, options)
-        executor = extension.WrapperExecutor.new_class_executor(
-            lambda *a, **k: remote(self, *a, **k), self, wrappers
-        )
+        executor = extension.WrapperExecutor.new_class_executor(remote, model(), wrappers)
         return executor.execute(*args, **kwargs)
 
-    members = {
-        "__module__": original.__module__,
-        "__doc__": original.__doc__,
-        entry: forward if entry == "forward" else remote,
-    }
-    # The same name, for code that tells architectures apart by it; still an instance of its class.
-    diffusion_model.__class__ = type(original.__name__, (original,), members)
+    # On the object: its class stays what it is, for code that tells architectures apart by it.
+    setattr(diffusion_model, entry, forward if entry == "forward" else remote)

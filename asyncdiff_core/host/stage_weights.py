@@ -17,16 +17,37 @@ import torch  # noqa: E402
 
 from ..costs import measure_costs  # noqa: E402
 from ..dataflow import require_chain  # noqa: E402
-from ..errors import LayoutError  # noqa: E402
+from ..errors import LayoutError, UnsupportedPatchError, few  # noqa: E402
 from ..partition import Stage, units_of  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
-from . import pickling  # noqa: E402
-from .attachments import NoRandomness, expand, names_of, patches_of, unpack  # noqa: E402
+from . import packs, pickling  # noqa: E402
+from .attachments import (  # noqa: E402
+    FUNCTIONS,
+    OBJECTS,
+    NoRandomness,
+    expand,
+    key_of,
+    names_of,
+    patches_of,
+    unpack,
+)
 from .compilation import Compilation  # noqa: E402
 from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, has_layout, layout_of  # noqa: E402
-from .loading import Loader, copy_some_weights, deferred_weights, materialise  # noqa: E402
+from .loading import (  # noqa: E402
+    QUANTISATION,
+    Loader,
+    absent,
+    as_loaded,
+    as_meta,
+    as_unquantised,
+    deferred_weights,
+    load_chosen,
+    require_loaded,
+)
+from .object_patches import PatchedObjects  # noqa: E402
+from .patches import put_in_force  # noqa: E402
 from .skipped_blocks import with_every_unit_called  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
@@ -41,10 +62,13 @@ def spec_of(base_model: Any, loader: Loader) -> dict[str, Any]:
     devices compute alike.
     """
     config = base_model.model_config
-    # In ComfyUI the pack's modules have longer names than in a worker.
+    # In ComfyUI this pack's modules have longer names than in a worker.
     function = loader.function.removeprefix(__package__.removesuffix("asyncdiff_core.host"))
+    # Loaders may be named in the arguments of another one (motion.py).
+    names = (function, *(each for each in loader.args if isinstance(each, str)))
     return {
         "loader": (function, loader.args, loader.index),
+        "packs": tuple(filter(None, map(packs.pack_of, names))),
         "dtype": config.unet_config.get("dtype"),
         "manual_cast_dtype": config.manual_cast_dtype,
     }
@@ -59,6 +83,7 @@ class ComfyStageModel:
     """
 
     def __init__(self, spec: dict[str, Any], device: torch.device) -> None:
+        packs.add(dict(spec["packs"]))
         self._loader = Loader(*spec["loader"])
         self._dtype, self._manual_cast_dtype = spec["dtype"], spec["manual_cast_dtype"]
         self._device = device
@@ -66,6 +91,9 @@ class ComfyStageModel:
         self._attached: dict[str, dict[str, Any]] = {}
         self._hooks = StageHooks()
         self._contents: dict[str, bytes] = {}  # what was attached, as bytes
+        # Of what was attached, object patches and functions.
+        self._replacements: dict[str | None, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._patched: PatchedObjects | None = None
         self._stage: Stage = ()
         self._compilation: Compilation | None = None
         self.staged: StagedModel
@@ -76,8 +104,18 @@ class ComfyStageModel:
         Raises:
             LayoutError: the architecture has no layout, and its blocks are no pipeline.
         """
-        with deferred_weights(configure=self._configure):
+
+        def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
+            def choose(
+                key: str, tensor: torch.Tensor, like: torch.Tensor | None
+            ) -> torch.Tensor | None:
+                return tensor if key.endswith(QUANTISATION) else as_meta(tensor, like)
+
+            load_chosen(base_model, load_whole, choose)
+
+        with deferred_weights(load, self._configure):
             model = self._loader.without_paging().model.diffusion_model
+        as_unquantised(model)
         trunk = Trunk.of(model, layout_of(model))
         entry = entry_of(model)
         with _attention_on_meta():
@@ -87,23 +125,37 @@ class ComfyStageModel:
                 model, trunk, args, kwargs, entry=entry, device_type=self._device.type
             )
 
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        """Import a module of a node pack, see packs.py."""
+        packs.add({root: file})
+        return packs.can_import(module)
+
     def load(self, stage: Stage) -> tuple[int, int]:
         """Load the units of `stage` and the parts outside the trunk to the device."""
         self.unload()
         trunk: Trunk | None = None
         held = frozenset(units_of(stage))
+        on_cpu = self._device.type == "cpu"
 
-        def read(base_model: Any, copy_weights: Callable[[], Any]) -> None:
+        def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
             nonlocal trunk
             model = base_model.diffusion_model
             trunk = Trunk.of(model, layout_of(model))
             foreign = [unit for index, unit in enumerate(trunk.units) if index not in held]
             drop_parameters(unit.module for unit in foreign)
-            materialise(model)
             prefixes = tuple(f"{unit.name}." for unit in foreign)
-            copy_some_weights(base_model, copy_weights, lambda key: not key.startswith(prefixes))
 
-        with deferred_weights(read, self._configure, MIN_META_NUMEL):
+            def choose(
+                key: str, tensor: torch.Tensor, like: torch.Tensor | None
+            ) -> torch.Tensor | None:
+                # What goes to a GPU needs no second place in the host's memory.
+                return None if key.startswith(prefixes) else as_loaded(tensor, like, copy=on_cpu)
+
+            with absent(model, (unit.name for unit in foreign)):
+                load_chosen(base_model, load_whole, choose)
+                require_loaded({"": model})
+
+        with deferred_weights(load, self._configure, MIN_META_NUMEL):
             patcher = self._loader.without_paging()
         assert trunk is not None
         model = patcher.model.diffusion_model
@@ -112,22 +164,20 @@ class ComfyStageModel:
         self._patcher, self._stage = patcher, stage
         self._put_attachments_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
+        self._patched = PatchedObjects(patcher.model, self.staged, stage)
         owned = parameter_bytes(trunk.units[index].module for index in held)
         return owned, parameter_bytes([model]) - owned
 
     def unload(self) -> None:
         """Give the memory of the weights back."""
-        self._patcher = self._compilation = None
+        self._patcher = self._compilation = self._patched = None
         self.__dict__.pop("staged", None)
         gc.collect()
         comfy.model_management.soft_empty_cache()
 
     def patch(self, payload: Any) -> None:
         """Put the weight patches of `payload` in force, with ComfyUI's own code."""
-        patcher = self._patcher
-        patcher.unpatch_model(device_to=None)  # restores the original weights exactly
-        patcher.patches = pickling.unpack(payload, self._device)
-        patcher.patch_model(device_to=self._device)
+        put_in_force(self._patcher, payload, self._device)
 
     def compile(self, payload: Any) -> None:
         """Compile the stage, see compilation.py."""
@@ -143,7 +193,8 @@ class ComfyStageModel:
         if key.startswith(HOOK):
             self._hooks.add(key, pickling.unpack(payload, self._device))
         else:
-            code = unpack(payload, self._device)
+            code = unpack(payload, self._device, self._patcher.model)
+            self._replacements[key] = code.pop(OBJECTS, {}), code.pop(FUNCTIONS, {})
             with_every_unit_called(code, lambda: self.staged)
             self._attached[key] = code
             self._contents[key] = payload[0]
@@ -152,6 +203,9 @@ class ComfyStageModel:
         """Drop what was attached."""
         self._attached.clear()
         self._contents.clear()
+        self._replacements.clear()
+        if self._patched is not None:
+            self._patched.put_in_force({}, {})
         self._hooks.forget(self._patcher)
         if self._compilation is not None:
             self._compilation.end_run()
@@ -162,18 +216,29 @@ class ComfyStageModel:
         original = getattr(model, entry)
 
         def with_attached(*args: Any, **kwargs: Any) -> Any:
+            replacements = self._replacements.get(key_of((args, kwargs)), ({}, {}))
+            objects, functions = replacements
+            assert self._patched is not None
+            self._patched.put_in_force(*replacements)
             if self._compilation is not None:
+                if whole := self._patched.whole_units(objects):
+                    raise UnsupportedPatchError(
+                        f"This MODEL is compiled, and a patch replaces {whole[0]}. Remove one of "
+                        "the two."
+                    )
                 self._compilation.use(patches_of((args, kwargs), self._contents))
             (args, kwargs), code, hooks = expand((args, kwargs), self._attached)
             self._hooks.apply(self._patcher, hooks)
-            if not code:
-                return original(*args, **kwargs)
+            forward = self._patched.entry or original
+            if not (code or objects or functions):
+                return forward(*args, **kwargs)
+            code = {**code, OBJECTS: objects, FUNCTIONS: functions}
             try:
                 with NoRandomness(code, self._device):
-                    return original(*args, **kwargs)
+                    return forward(*args, **kwargs)
             except LayoutError as error:
                 raise LayoutError(
-                    f"{error} The patches of this MODEL are {'; '.join(names_of(code))}."
+                    f"{error} The patches of this MODEL are {few(names_of(code))}."
                 ) from error
 
         setattr(model, entry, with_attached)

@@ -12,12 +12,12 @@ import itertools
 import types
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, uuid.UUID)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, uuid.UUID)
 _SEQUENCES = (list, tuple, set, frozenset, deque)
 _FIXED = (type, types.ModuleType, types.BuiltinFunctionType, torch.Tensor)
 _HEAP_TYPE = 1 << 9  # a class made by a class statement
@@ -26,14 +26,18 @@ _HEAP_TYPE = 1 << 9  # a class made by a class statement
 class State:
     """What `tree` and all that can be reached from it consist of now.
 
-    It is seen which objects there are and what they hold. Not seen is what is written into a tensor
-    in place, and what code finds in the globals of its module.
+    It is seen which objects there are and what they hold, and the plain values that code finds in
+    the globals of its module. Not seen is what is written into a tensor in place.
+
+    Args:
+        is_elsewhere: tells the objects that are not looked into.
 
     Attributes:
         is_complete: whether nothing was met that cannot be looked into (objects of C code).
     """
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Any, is_elsewhere: Callable[[Any], bool] = lambda _: False) -> None:
+        self._is_elsewhere = is_elsewhere
         self._parts: list[Any] = []  # they are kept, so that no other object gets their identity
         self._seen: dict[int, int] = {}
         self.is_complete = True
@@ -49,17 +53,18 @@ class State:
         )
 
     def _add(self, value: Any) -> None:
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             self._parts.append(value)
             return
         if id(value) in self._seen:
             self._parts.append(self._seen[id(value)])
             return
         self._seen[id(value)] = len(self._seen)
-        if isinstance(value, _FIXED):
+        if isinstance(value, _FIXED) or self._is_elsewhere(value):
             self._parts.append(value)
         elif isinstance(value, types.FunctionType):
             self._parts += value.__code__, value.__globals__
+            self._parts += plain_globals(value).values()
             self._add(value.__defaults__)
             self._add(value.__kwdefaults__)
             self._add(value.__dict__)
@@ -92,6 +97,12 @@ class State:
                 self._add(attributes)
 
 
+def plain_globals(function: types.FunctionType) -> dict[str, Any]:
+    """The globals with plain values that the code of `function` names."""
+    names, found = function.__code__.co_names, function.__globals__
+    return {n: found[n] for n in names if n in found and isinstance(found[n], PLAIN)}
+
+
 def is_empty(cell: types.CellType) -> bool:
     """Whether nothing was assigned yet to this variable of an enclosing function."""
     try:
@@ -111,4 +122,4 @@ def _attributes(value: Any) -> Iterator[Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and bool(a == b))
+    return a is b or (type(a) is type(b) and isinstance(a, PLAIN) and bool(a == b))

@@ -46,6 +46,7 @@ def samples() -> list[bytes]:
     x = torch.arange(24, dtype=torch.float32).view(2, 3, 4)
     sent: list[Any] = [
         messages.MeasureCosts((x, x[0]), {"context": x}),
+        messages.Import("/pack.part", "/pack", "/pack/__init__.py"),
         messages.Load(((0, 3),), ((0, (1, 2), False),), ((1, (2,), True),)),
         messages.Unload(),
         messages.Patch({"key": (1.0, x)}),
@@ -53,6 +54,7 @@ def samples() -> list[bytes]:
         messages.EndRun(),
         messages.Ready(1234, "cpu x1", 1e9, 0),
         messages.Costs((1.0, 2.0)),
+        messages.Imported(True),
         messages.Loaded(1, 2, 3),
         messages.Done(),
         messages.Result(x),

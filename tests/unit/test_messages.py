@@ -27,6 +27,7 @@ EXAMPLES = [
         world_size=3,
     ),
     messages.MeasureCosts((torch.rand(2, 3), None), {"context": torch.rand(2, 7, 4), "n": 3}),
+    messages.Import("/packs/one.nodes.attention", "/packs/one", "/packs/one/__init__.py"),
     messages.Load(
         ((2, 5), (7, 9)),
         ((0, (0, 1), False),),
@@ -40,8 +41,9 @@ EXAMPLES = [
     messages.Evaluate(1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), [{}, {1: torch.rand(1)}]),
     messages.EndRun(),
     messages.Stop(),
-    messages.Ready(1234, "cpu x1", 1.5e10, 1 << 36),
+    messages.Ready(1234, "cpu x1", 1.5e10, 1 << 36, ("/ComfyUI", "/lib")),
     messages.Costs((1.0, 2.0)),
+    messages.Imported(True),
     messages.Loaded(1 << 33, 12, 1 << 34),
     messages.Done(),
     messages.Result((torch.rand(2, 2), None)),

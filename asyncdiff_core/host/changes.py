@@ -1,0 +1,184 @@
+"""Changes made to a diffusion model itself, past ComfyUI's patches.
+
+Packs replace methods, classes, attributes and lists of blocks on a model's modules, some of them
+during one call only. On a skeleton that does nothing, and of a stock MODEL that is spread workers
+load the original. So both are watched.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs")
+_INNER = ("_modules", "_parameters", "_buffers", *_HOOKS)
+_INTERNALS = frozenset(torch.nn.Module().__dict__) - set(_INNER)
+
+# (module, name, value before, value now); the values are _MISSING where there is none.
+Change = tuple[torch.nn.Module, str, Any, Any]
+
+_MISSING = object()
+
+# What torch.compile notes on the modules that it is given.
+_COMPILED = ("_is_torch_compile", "_compiled_call_impl")
+
+
+def _is_compilers(change: Change) -> bool:
+    return change[1].rpartition(".")[2] in _COMPILED
+
+
+class Watch:
+    """The modules of a model, as they were when this was made.
+
+    Args:
+        is_usual: tells changes that are no pack's.
+        apart_from: submodules that are not watched.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        is_usual: Callable[[Change], bool] = _is_compilers,
+        apart_from: Iterable[str] = (),
+    ) -> None:
+        self._is_usual = is_usual
+        parts = tuple(apart_from)
+        prefixes = tuple(f"{part}." for part in parts)
+        self._modules = {
+            name: (module, type(module), _snapshot(module))
+            for name, module in model.named_modules()
+            if not (name in parts or name.startswith(prefixes))
+        }
+
+    def changes(self) -> list[str]:
+        """Names of what was replaced since."""
+        found: list[str] = []
+        for name, (module, kind, before) in self._modules.items():
+            if type(module) is not kind:
+                found.append(_join(name, "__class__"))
+            if not _equal(module.__dict__, before):
+                changed = [
+                    key
+                    for key, old, new in _differing(before, module.__dict__)
+                    if not self._is_usual((module, _join(name, key), old, new))
+                ]
+                found += (_join(name, key) for key in changed)
+                if not changed:
+                    self.renew([name])
+        return found
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Take the modules `names` to be right as they are now."""
+        for name in names:
+            module, _, _ = self._modules[name]
+            self._modules[name] = module, type(module), _snapshot(module)
+
+
+def watch_stock(model: torch.nn.Module, patched: Callable[[], Collection[str]]) -> Watch:
+    """Watch a model that ComfyUI loads, patches and computes with.
+
+    Args:
+        patched: gives the names that object patches have replaced.
+    """
+    return Watch(model, lambda change: change[1] in patched() or _is_comfyuis(change))
+
+
+def differences(
+    model: torch.nn.Module, skeleton: torch.nn.Module, entry: str, patched: Collection[str] = ()
+) -> list[str]:
+    """Names of what is not in `model` as in `skeleton`, which the same loader has made.
+
+    Args:
+        entry: the method that is another one in the skeleton.
+        patched: names that object patches have replaced in `model`.
+    """
+    others = dict(skeleton.named_modules())
+    found: list[str] = []
+    for name, module in model.named_modules():
+        other = others.pop(name, None)
+        if other is None:
+            found.append(name)
+            continue
+        if _kind(module) != _kind(other):
+            found.append(_join(name, "__class__"))
+        attributes = dict(other.__dict__)
+        if other is skeleton:
+            attributes.pop(entry, None)
+        for key, ours, theirs in _differing(attributes, module.__dict__):
+            change = module, _join(name, key), ours, theirs
+            is_alike = key in _INNER or _code(ours) == _code(theirs)
+            if not (is_alike or change[1] in patched or _is_comfyuis(change)):
+                found.append(change[1])
+        found += (_join(name, hooks) for hooks in _HOOKS if module.__dict__.get(hooks))
+    return [name for name in (*found, *others) if name not in patched]
+
+
+def _is_comfyuis(change: Change) -> bool:
+    """Whether it is by ComfyUI, which notes how it has loaded a module, or by the model's class."""
+    module, path, before, now = change
+    name = path.rpartition(".")[2]
+    if name in module._modules or name in _HOOKS:
+        return False
+    if "comfy" in name or name.startswith("_") or name.endswith("_function") or name == "seed_key":
+        return True
+    if name in _INTERNALS or name in module._parameters or name in module._buffers:
+        return True
+    if name in getattr(type(module), "VARYING", ()):
+        return True
+    if any(isinstance(value, torch.Tensor) for value in (before, now)):
+        return True  # some note what they have computed
+    # What ComfyUI leaves where an object patch was.
+    own = getattr(type(module), name, None)
+    return isinstance(now, types.MethodType) and now.__self__ is module and now.__func__ is own
+
+
+def _snapshot(module: torch.nn.Module) -> dict[str, Any]:
+    attributes = dict(module.__dict__)
+    attributes.update({name: dict(attributes[name]) for name in _INNER if name in attributes})
+    return attributes
+
+
+def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    try:
+        return a == b  # in most cases of the same objects, so that this is all that is done
+    except Exception:  # of tensors, whose comparison is no truth value
+        return False
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+    for name in {**before, **now}:
+        old, new = before.get(name, _MISSING), now.get(name, _MISSING)
+        if name in _INNER and isinstance(old, dict) and isinstance(new, dict):
+            where = (name,) if name in _HOOKS else ()
+            for key in {**old, **new}:
+                if not _same(old.get(key, _MISSING), new.get(key, _MISSING)):
+                    yield (*where, str(key))[0], old.get(key), new.get(key)
+        elif not _same(old, new):
+            yield name, old, new
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a is b or (type(a) is type(b) and bool(a == b))
+    except Exception:
+        return False
+
+
+def _kind(module: torch.nn.Module) -> tuple[str, str]:
+    return type(module).__module__, type(module).__name__
+
+
+def _code(value: Any) -> Any:
+    """What tells apart two values that were made in the same way, each for its own model."""
+    value = getattr(value, "__func__", value)
+    if isinstance(value, types.FunctionType):
+        return value.__code__
+    plain = (int, float, str, bool, bytes, type(None), tuple, torch.dtype)
+    return value if isinstance(value, plain) else type(value)
+
+
+def _join(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
