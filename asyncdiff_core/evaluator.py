@@ -41,6 +41,7 @@ class Call:
         args, kwargs: what the model's entry method would be called with.
         forecast: needed for a stride, a time shift, and to notice that sigma jumps up.
         replica: which copy of the pipeline evaluates it.
+        in_sync: whatever its lane has stored is of something else.
     """
 
     key: Hashable
@@ -48,6 +49,7 @@ class Call:
     kwargs: dict[str, Any]
     forecast: Forecast | None = None
     replica: int = 0
+    in_sync: bool = False
 
     def inputs(self, sigma: float | None) -> Inputs:
         """The inputs with the timestep of `sigma`; None: as they are."""
@@ -103,7 +105,7 @@ class Evaluator(ABC):
         held: Output | None = lane.take_held(sigma)
         if held is not None:
             return held
-        round_ = lane.next_round(sigma, coming)
+        round_ = lane.next_round(sigma, coming, in_sync=call.in_sync)
         if lane.refused_stride and not self._said:
             self._said = True
             log.warning(

@@ -23,6 +23,7 @@ from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
 from .log import get_logger
+from .memory import total_bytes
 from .partition import Stage, cut, links, units_of
 from .plan import ParallelPlan, Placement
 from .process import Launch, WorkerProcess
@@ -34,6 +35,9 @@ from .transport import choose_backend
 
 log = get_logger("group")
 
+# A lane keeps messages on every worker. This much of a device's memory may be kept, and lanes that
+# take no more than a few tiles of a picture do in any case.
+LANE_SHARE, MIN_LANES = 1 / 8, 16
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
 COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
 
@@ -132,6 +136,7 @@ class WorkerGroup(Evaluator):
         self._load_going_on: tuple[Cuts, int] | None = None  # and its ticket
         self._costs: dict[Any, tuple[float, ...]] = {}
         self._imports: dict[str, bool] = {}
+        self._lane_bytes = 0  # of the largest lane of the run
         self._signature: Any = None
         self._patches_uuid: str | None = None
         self._compilation: tuple[Any] | None = (None,)  # what `set_compilation` was given
@@ -430,6 +435,7 @@ class WorkerGroup(Evaluator):
 
     def begin_run(self, schedule: AsyncSchedule) -> None:
         super().begin_run(schedule)
+        self._lane_bytes = 0
         self.report = RunReport(
             model=self.source.name,
             plan={},
@@ -437,6 +443,18 @@ class WorkerGroup(Evaluator):
             start=time.perf_counter(),
             cold=self.cold,
         )
+
+    @property
+    def lane_capacity(self) -> int:
+        """How many lanes the run may have.
+
+        It follows from the shapes and the devices, not from the memory that is free now, since
+        what has no lane of its own gets other bits.
+        """
+        has = self.device_memory()
+        on_cpu = sum(device not in has for device in self.plan.devices)
+        shares = [*has.values(), *([total_bytes() // on_cpu] if on_cpu else [])]
+        return max(MIN_LANES, int(LANE_SHARE * min(shares)) // max(1, self._lane_bytes))
 
     def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
         self._require_whole()
@@ -487,6 +505,7 @@ class WorkerGroup(Evaluator):
         report.first_step = report.first_step or end
         evaluation = round_.evaluation + number
         report.evaluations.append((evaluation, round_.lane, round_.mode, start, end))
+        self._lane_bytes = max(self._lane_bytes, result.lane_bytes)
         return result.output
 
     def end_run(self, *, wait: bool = True) -> RunReport | None:  # type: ignore[override]

@@ -62,6 +62,10 @@ class Inbox:
             return self._layout.views(self._receiver.slots[slot].clone())
         return self._views[slot]
 
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._layout is None else NUM_SLOTS * self._layout.nbytes
+
     def drain(self) -> None:
         """Wait for the messages that are still on their way."""
         if self._receiver is not None:
@@ -78,6 +82,7 @@ class Outbox:
         self._views: list[dict[int, Any]] = []
         self._first: dict[int, Any] = {}
         self._slot = 0
+        self.nbytes = 0
 
     def begin(self, index: int) -> None:
         """Prepare for message `index`."""
@@ -105,6 +110,7 @@ class Outbox:
             plain = [(unit, meta.to_plain()) for unit, meta in outputs.items()]
             self._transport.send_plain((plain, [meta.to_plain() for meta in metas]), self._rank)
             layout = MessageLayout(outputs)
+            self.nbytes = NUM_SLOTS * layout.nbytes
             self._sender = self._transport.sender(self._rank, layout.nbytes)
             self._views = [layout.views(slot) for slot in self._sender.slots]
             for unit, output in self._first.items():
@@ -165,6 +171,12 @@ class LaneLinks(Neighbours):
         self._index = 0
         self._mode: Mode = "sync"
         self.turned: tuple[float, float] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the messages of this lane take here, once the first have come and gone."""
+        incoming = sum(inbox.nbytes for inbox in self._inboxes.values())
+        return incoming + sum(outbox.nbytes for outbox, *_ in self._outboxes)
 
     def begin(self, index: int, mode: Mode) -> None:
         """A round begins."""

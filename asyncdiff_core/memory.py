@@ -36,6 +36,17 @@ def resident_bytes(pid: int | None = None) -> int:
         return 0
 
 
+def total_bytes() -> int:
+    """Memory of this machine; where the platform does not tell without psutil, 16 GiB."""
+    if sys.platform == "linux":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import psutil
+    except ImportError:
+        return 2**34
+    return int(psutil.virtual_memory().total)
+
+
 class ActivationMemory:
     """The peak of what a worker needs beyond its weights in a sampling run: its activations.
 

@@ -176,9 +176,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Result:
-    """Answer of the last stage to Evaluate: the model's output."""
+    """Answer of the last stage to Evaluate: the model's output.
+
+    `lane_bytes`: what the worker keeps of messages for this lane.
+    """
 
     output: Any
+    lane_bytes: int = 0
 
 
 @dataclass(frozen=True)

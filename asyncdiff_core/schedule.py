@@ -107,19 +107,22 @@ class Lane:
         self._advance(sigma)
         return output
 
-    def next_round(self, sigma: float | None, coming: Sequence[float] | None = ()) -> Round:
+    def next_round(
+        self, sigma: float | None, coming: Sequence[float] | None = (), *, in_sync: bool = False
+    ) -> Round:
         """The round that begins with an evaluation at `sigma`.
 
         Args:
             sigma: None if the host does not know it.
             coming: the sigmas of the evaluations after this one; None if they cannot be foreseen.
+            in_sync: nothing that is stored may be used.
         """
         previous = self.last_sigma
         if coming is None or (sigma is not None and sigma == previous):
             self._refuse_stride()  # `sigma` is between the steps, or it is the same step again
         coming = coming or ()
         # Where sigma jumps up noise was added: what the stages have stored is of another image.
-        is_sync = self.num_evaluations < self.schedule.warm_up or self._jumps_up(sigma)
+        is_sync = in_sync or self.num_evaluations < self.schedule.warm_up or self._jumps_up(sigma)
         span = 1 if is_sync or sigma is None else min(self.stride, 1 + len(coming))
         timeline = [previous, None, *coming]  # None: this evaluation, whose inputs are at hand
         is_shifted = self.schedule.time_shift and not is_sync and previous is not None

@@ -13,6 +13,7 @@ on this model instance:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -161,7 +162,8 @@ class StagedModel:
         self._name = type(model).__name__
         self._run: _Run | None = None
         self._instead: tuple[Any, bool] | None = None
-        self._scratch: dict[tuple[TensorMeta, torch.device], torch.Tensor] = {}
+        self._scratch: dict[tuple[TensorMeta, torch.device, bool], torch.Tensor] = {}
+        self.poisons_scratch = False  # scratch tensors are not numbers, to show where they reach
         self._device = torch.device("cpu")
         self.num_units_run = 0  # progress, for whoever watches from another thread
         self.forwards: list[Callable[..., Any]] = [unit.module.forward for unit in trunk.units]
@@ -264,12 +266,13 @@ class StagedModel:
     def _scratch_tensor(self, meta: TensorMeta) -> torch.Tensor:
         # Zeros once, then reused: glue code between units may write in place, and arithmetic on
         # uninitialised memory can be a hundred times slower (denormal numbers).
-        key = meta, self._device
+        is_poisoned = self.poisons_scratch and meta.dtype.is_floating_point
+        key = meta, self._device, is_poisoned
         if key not in self._scratch:
             tensor = torch.empty_strided(
                 meta.shape, meta.stride, dtype=meta.dtype, device=self._device
             )
-            self._scratch[key] = tensor.zero_()
+            self._scratch[key] = tensor.fill_(math.nan) if is_poisoned else tensor.zero_()
         return self._scratch[key]
 
     def forget_scratch(self) -> None:

@@ -190,7 +190,7 @@ class Worker:
         links.finish()
         if result is not None:
             # Before the bookkeeping below: the sampler waits for it.
-            self._channel.send(to_wire(messages.Result(result), self._ticket))
+            self._channel.send(to_wire(messages.Result(result, links.nbytes), self._ticket))
         index = message.evaluation + variant
 
         def span(start: float, waited: float, computed: float, until: float, end: float) -> None:

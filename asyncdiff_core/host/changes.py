@@ -8,6 +8,7 @@ load the original. So both are watched.
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -76,14 +77,45 @@ class Watch:
             module, _, _ = self._modules[name]
             self._modules[name] = module, type(module), _snapshot(module)
 
+    def renew_weights(self) -> None:
+        """Take the weights of all modules to be right as they are now."""
+        for module, _, attributes in self._modules.values():
+            attributes["_parameters"] = dict(module._parameters)
 
-def watch_stock(model: torch.nn.Module, patched: Callable[[], Collection[str]]) -> Watch:
-    """Watch a model that ComfyUI loads, patches and computes with.
+
+class StockWatch:
+    """Watches a model that ComfyUI loads, patches and computes with.
 
     Args:
+        base_model: the model, as ComfyUI's BaseModel.
         patched: gives the names that object patches have replaced.
     """
-    return Watch(model, lambda change: change[1] in patched() or _is_comfyuis(change))
+
+    def __init__(self, base_model: Any, patched: Callable[[], Collection[str]]) -> None:
+        def is_usual(change: Change) -> bool:
+            return change[1] in patched() or _is_comfyuis(change)
+
+        self._base_model = weakref.ref(base_model)
+        self._watch = Watch(base_model.diffusion_model, is_usual)
+        self._loaded = _how_loaded(base_model)
+
+    def begin_run(self) -> None:
+        """A sampling run of another model begins: from now on its weights should not change."""
+        self._watch.renew_weights()
+
+    def changes(self) -> list[str]:
+        """Names of what was replaced since this was made, and of weights since the run began."""
+        loaded = _how_loaded(self._base_model())
+        if loaded != self._loaded:
+            self._loaded = loaded
+            self._watch.renew_weights()
+        return self._watch.changes()
+
+
+def _how_loaded(base_model: Any) -> tuple[Any, ...]:
+    """Another one whenever ComfyUI has replaced weights of this model."""
+    names = ("current_weight_patches_uuid", "device", "model_loaded_weight_memory")
+    return tuple(getattr(base_model, name, None) for name in names)
 
 
 def differences(
@@ -109,8 +141,13 @@ def differences(
             attributes.pop(entry, None)
         for key, ours, theirs in _differing(attributes, module.__dict__):
             change = module, _join(name, key), ours, theirs
-            is_alike = key in _INNER or _code(ours) == _code(theirs)
-            if not (is_alike or change[1] in patched or _is_comfyuis(change)):
+            is_weight = key in other._parameters and key in module._parameters
+            if not (
+                is_weight
+                or _code(ours) == _code(theirs)
+                or change[1] in patched
+                or _is_comfyuis(change)
+            ):
                 found.append(change[1])
         found += (_join(name, hooks) for hooks in _HOOKS if module.__dict__.get(hooks))
     return [name for name in (*found, *others) if name not in patched]
@@ -124,11 +161,13 @@ def _is_comfyuis(change: Change) -> bool:
         return False
     if "comfy" in name or name.startswith("_") or name.endswith("_function") or name == "seed_key":
         return True
-    if name in _INTERNALS or name in module._parameters or name in module._buffers:
+    if name in _INTERNALS or name in module._buffers:
         return True
     if name in getattr(type(module), "VARYING", ()):
         return True
-    if any(isinstance(value, torch.Tensor) for value in (before, now)):
+    if name not in module._parameters and any(
+        isinstance(value, torch.Tensor) for value in (before, now)
+    ):
         return True  # some note what they have computed
     # What ComfyUI leaves where an object patch was.
     own = getattr(type(module), name, None)

@@ -14,12 +14,12 @@ from comfy.patcher_extension import WrappersMP
 
 from ..errors import UnspreadableError
 from ..log import get_logger
+from . import compilation
 from .node_text import show_on_node
 
 log = get_logger()
 
 KIND, KEY = WrappersMP.OUTER_SAMPLE, "asyncdiff"
-WATCH_KIND = WrappersMP.APPLY_MODEL
 
 
 def stay_local(reason: Exception) -> None:
@@ -63,7 +63,9 @@ def or_else_local(executor: Any, *args: Any, **kwargs: Any) -> Any:
         patcher.remote.require_no_changes_here()
         return executor(*args, **kwargs)
 
-    wrappers = options["transformer_options"]["wrappers"].setdefault(WATCH_KIND, {})
+    wrappers = options["transformer_options"]["wrappers"].setdefault(compilation.KIND, {})
+    if compilation.KEY in wrappers:
+        wrappers[compilation.KEY] = [compilation.here(w) for w in wrappers[compilation.KEY]]
     wrappers[KEY] = [watched]
     guider.conds, guider.model_patcher = conds, local
     try:

@@ -16,7 +16,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..errors import UnsupportedPatchError, few
 from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
@@ -28,6 +28,7 @@ from .hooks import HOOKS_MARK, strengths_of
 from .layouts import host_parts_of
 from .patches import MODEL_PREFIX, WeightChanges, unknown_kinds
 from .remote import RemoteModel
+from .replaced import CALCULATE
 
 # Where a skeleton keeps those of its weights that have another shape now.
 _RESHAPED = "asyncdiff_reshaped"
@@ -68,6 +69,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         patcher.model.device = patcher.load_device
         preparing = patcher.wrappers.setdefault(controls.KIND, {})
         preparing[controls.KEY] = [controls.refuse_taking_weights]
+        patcher.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})["asyncdiff"] = [_counted]
         wrappers = patcher.wrappers.get(KIND, {})
         if KEY in wrappers:
             wrappers[KEY] = [elsewhere(wrapper) for wrapper in wrappers[KEY]]
@@ -157,6 +159,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         refused += [
             f"weight patches of the kind {kind!r}, which are not ComfyUI's own"
             for kind in unknown_kinds((self.patches, *self.hook_patches.values()))
+            if not self.remote.is_replaced(CALCULATE)  # else the function that knows it crosses too
         ]
         refused += [
             f"torch.compile of {key!r}, which is no part of the diffusion model"
@@ -232,6 +235,9 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
             return super().patch_model(*args, **kwargs)
         finally:
             self.object_patches = everything
+
+    def inject_model(self) -> None:
+        """Nothing: what is put into a skeleton computes nothing. `pre_run` refuses it."""
 
     def load(self, device_to: Any = None, *args: Any, **kwargs: Any) -> None:
         self.model.device = device_to
@@ -309,6 +315,14 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse("be combined with MultiGPU CFG Split")
+
+
+def _counted(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """A wrapper around the denoiser: tells its evaluations from those of another call."""
+    remote = getattr(executor.class_obj.model_patcher, "remote", None)
+    if remote is not None:
+        remote.begin_denoiser_call()
+    return executor(*args, **kwargs)
 
 
 def _refuse(what: str) -> NoReturn:

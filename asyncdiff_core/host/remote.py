@@ -36,10 +36,12 @@ from ..planner import PlanRequest, choose
 from ..process import Launch
 from ..residuals import Residuals
 from ..schedule import AsyncSchedule
+from ..streams import Streams
 from ..trunk import Trunk, tensor_bytes
 from .attachments import FUNCTIONS, OBJECTS, Attachments, mark, names_of, split_options
-from .changes import Watch, differences, watch_stock
+from .changes import StockWatch, Watch, differences
 from .dealing import WithOptions, deal, gather, options_of_hand, take
+from .flags import FLAGS_MARK, flags
 from .forecast import Forecaster
 from .hooks import HOOK, numbers_of
 from .layouts import entry_of, host_parts_of, layout_of, position_of
@@ -131,7 +133,7 @@ class RemoteModel:
         if changed := differences(model, skeleton, entry_of(skeleton), patched()):
             raise UnsupportedPatchError(_changed_stock(changed))
         # The stock model owns what watches it, and so lives no longer for it.
-        setattr(base_model, _WATCH, watch_stock(model, patched))
+        setattr(base_model, _WATCH, StockWatch(base_model, patched))
         self._origin = weakref.ref(base_model)
         self.view.add(base_model)
 
@@ -159,6 +161,10 @@ class RemoteModel:
                 "nothing, since the model is in worker processes. Remove the node that does it, or "
                 "put it on the MODEL without AsyncDiff."
             )
+
+    def is_replaced(self, place: str) -> bool:
+        """Whether the function of ComfyUI at `place` is another one now, see replaced.py."""
+        return place in self._replaced.found()
 
     def reshaped(self, keys: Iterable[str]) -> None:
         """The shapes of these weights of the skeleton were changed, as patches demand it."""
@@ -198,12 +204,19 @@ class RemoteModel:
             objects: object patches inside the diffusion model, by key.
             compilation: see compilation.compilation_of.
         """
+        if (origin := self._origin()) is not None:
+            getattr(origin, _WATCH).begin_run()
         self._run = _Run(
             *(self._take_group(schedule), schedule, changes, tuple(hooks), dict(objects or {})),
             compilation=compilation,
             forecaster=Forecaster(self._base_model.model_sampling),
             attachments=Attachments(self.view),
+            streams=Streams(lambda: self._lane_capacity()),
         )
+
+    def _lane_capacity(self) -> int:
+        assert self._run is not None
+        return self._run.group.lane_capacity
 
     def _take_group(self, schedule: AsyncSchedule) -> WorkerGroup:
         group = POOL.obtain(self.key, self._make_group, schedule)
@@ -288,7 +301,8 @@ class RemoteModel:
             key, payload = run.attachments.key_of(code)
             self._attach(run, key, lambda stage: payload)
             options = mark(options, key)
-        stream = stream_of(all_options, code)
+        options = {**options, FLAGS_MARK: flags()}
+        stream = self._stream(run, all_options, code, *with_options(options))
         replicas = run.group.plan.replicas
         hands = deal(conds, replicas) if replicas > 1 and len(conds) > 1 else []
         if len(hands) < 2:
@@ -312,17 +326,41 @@ class RemoteModel:
             run.group.attach(key, payload)
             run.attached.add(key)
 
+    def _stream(
+        self,
+        run: _Run,
+        options: dict[str, Any],
+        code: dict[str, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Hashable, bool]:
+        """What keeps evaluations of equal conds in lanes of their own, and whether this one has
+        found a place."""
+        kind = stream_of(options, code)
+        latent = args[0][0] if isinstance(args[0], list) else args[0]
+        sigmas = options.get("sigmas")
+        sigma = None if sigmas is None else float(sigmas.flatten()[0])
+        number = run.streams.of((lane_key(options, args[0]), kind), sigma, latent)
+        return (kind, number), number is not None
+
+    def begin_denoiser_call(self) -> None:
+        """The sampler calls its denoiser, which may evaluate the model several times."""
+        if self._run is not None:
+            self._run.streams.begin_call()
+
     def _call(
         self,
         run: _Run,
         options: dict[str, Any],
         with_options: WithOptions,
-        stream: Hashable,
+        stream: tuple[Hashable, bool],
         replica: int = 0,
     ) -> Call:
         args, kwargs = with_options(options)
         forecast = run.forecaster.forecast(options, with_options)
-        return Call((lane_key(options, args[0]), stream), args, kwargs, forecast, replica)
+        name, has_place = stream
+        key = lane_key(options, args[0]), name
+        return Call(key, args, kwargs, forecast, replica, in_sync=not has_place)
 
     def _choose_plan(
         self, run: _Run, num_conds: int, options: dict[str, Any], with_options: WithOptions
@@ -408,6 +446,7 @@ class _Run:
     compilation: Any
     forecaster: Forecaster
     attachments: Attachments
+    streams: Streams
     attached: set[str] = field(default_factory=set)  # keys of those that the group has
     text: RunText = field(default_factory=RunText)
     is_prepared: bool = False

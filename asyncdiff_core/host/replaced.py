@@ -38,6 +38,10 @@ _COMPUTING = (
 _CHANGING = ("comfy.lora", "comfy.float", "comfy.quant_ops", "comfy.weight_adapter")
 
 
+# The one that applies weight patches.
+CALCULATE = "comfy.lora:calculate_weight"
+
+
 class _Place(NamedTuple):
     """Where a function is found by those who call it. `name` is ``module:qualified.name``."""
 

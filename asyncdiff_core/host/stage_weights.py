@@ -14,6 +14,7 @@ comfy.options.enable_args_parsing()
 
 import comfy.model_management  # noqa: E402
 import torch  # noqa: E402
+from torch.utils import _pytree as pytree  # noqa: E402
 
 from ..costs import measure_costs  # noqa: E402
 from ..dataflow import require_chain  # noqa: E402
@@ -33,6 +34,7 @@ from .attachments import (  # noqa: E402
     unpack,
 )
 from .compilation import Compilation  # noqa: E402
+from .flags import with_flags  # noqa: E402
 from .hooks import HOOK, StageHooks  # noqa: E402
 from .layouts import entry_of, has_layout, layout_of  # noqa: E402
 from .loading import (  # noqa: E402
@@ -216,6 +218,7 @@ class ComfyStageModel:
         original = getattr(model, entry)
 
         def with_attached(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = with_flags((args, kwargs))
             replacements = self._replacements.get(key_of((args, kwargs)), ({}, {}))
             objects, functions = replacements
             assert self._patched is not None
@@ -230,12 +233,16 @@ class ComfyStageModel:
             (args, kwargs), code, hooks = expand((args, kwargs), self._attached)
             self._hooks.apply(self._patcher, hooks)
             forward = self._patched.entry or original
-            if not (code or objects or functions):
+            # What a patch takes out of a unit of another stage must not reach the result.
+            self.staged.poisons_scratch = is_patched = bool(code or objects or functions)
+            if not is_patched:
                 return forward(*args, **kwargs)
             code = {**code, OBJECTS: objects, FUNCTIONS: functions}
             try:
                 with NoRandomness(code, self._device):
-                    return forward(*args, **kwargs)
+                    output = forward(*args, **kwargs)
+                    require_numbers(output, names_of(code))
+                    return output
             except LayoutError as error:
                 raise LayoutError(
                     f"{error} The patches of this MODEL are {few(names_of(code))}."
@@ -246,6 +253,22 @@ class ComfyStageModel:
     def _configure(self, model_config: Any) -> None:
         model_config.unet_config["dtype"] = self._dtype
         model_config.manual_cast_dtype = self._manual_cast_dtype
+
+
+def require_numbers(output: Any, patches: Sequence[str]) -> None:
+    """See that an output of a model with these patches consists of numbers.
+
+    Raises:
+        UnsupportedPatchError: it does not.
+    """
+    tensors = (x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+    if any(torch.isnan(tensor).any() for tensor in tensors):
+        raise UnsupportedPatchError(
+            "With its patches this MODEL gives no numbers (NaN). It does so where one block uses "
+            "what a patch has left in another one, since these are on different devices. The "
+            f"patches are {few(patches)}. Remove the node that adds them, or use the MODEL without "
+            "AsyncDiff."
+        )
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ EXAMPLES = [
     messages.Imported(True),
     messages.Loaded(1 << 33, 12, 1 << 34),
     messages.Done(),
-    messages.Result((torch.rand(2, 2), None)),
+    messages.Result((torch.rand(2, 2), None), 1 << 20),
     messages.RunEnded([(0, 0, "sync", 1.0, 0.5, 0.25, 2.0)], 1 << 20, 1 << 33),
     messages.Beat(12, "computing", 1 << 33),
     messages.Failed("ValueError: no", kind="memory", traceback="Traceback ..."),

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import folder_paths
+
+from . import loaders, server_loaders, ways
 from .attention import ImageAttention
 from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
@@ -58,6 +61,55 @@ class TestModelPatch(ModelNode):
         return (model,)
 
 
+class TestWay(ModelNode):
+    """One of the ways of ways.py, anew in every prompt."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"model": ("MODEL",), "way": (list(ways.WAYS),)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:  # noqa: N802 - ComfyUI's name
+        return float("nan")
+
+    def patch(self, model: Any, way: str) -> tuple[Any]:
+        return (ways.WAYS[way](model),)
+
+
+class TestUndo:
+    """Puts back what ways.py has changed past ComfyUI's patches."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "undo"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {"number": ("INT", {"max": 2**31})}}
+
+    def undo(self, number: int) -> Any:
+        ways.undo_all()
+        return {}
+
+
+class TestPackLoader:
+    """A MODEL by a loader of this pack."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "load"
+    CATEGORY = "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        file = (folder_paths.get_filename_list("diffusion_models"),)
+        return {"required": {"unet_name": file, "needs_server": ("BOOLEAN", {"default": False})}}
+
+    def load(self, unet_name: str, needs_server: bool) -> tuple[Any]:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+        return ((server_loaders.load if needs_server else loaders.load_weaker)(path, 0.5),)
+
+
 class TestGGUFModel(ModelNode):
     """A MODEL with the patcher class of ComfyUI-GGUF, whose loader leaves no file name either."""
 
@@ -73,5 +125,6 @@ NODE_CLASS_MAPPINGS = {
     for node in (
         *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
+        *(TestWay, TestUndo, TestPackLoader),
     )
 }
