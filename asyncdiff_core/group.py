@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from .errors import WorkerError, WorkerOutOfMemoryError, WorkerStartError
 from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
-from .log import get_logger
+from .log import get_logger, make_folder
 from .memory import total_bytes
 from .partition import Stage, cut, links, units_of
 from .plan import ParallelPlan, Placement
@@ -102,6 +101,8 @@ class WorkerGroup(Evaluator):
         timeout: seconds without progress after which a worker counts as hung.
         poll: called every POLL_SECONDS while waiting; whatever it raises ends the wait, and the
             group stays usable: all workers still finish the same evaluations.
+        before_load: called before workers read the files of the model; whatever it raises stops
+            them.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class WorkerGroup(Evaluator):
         folder: Path | None = None,
         timeout: float | None = None,
         poll: Callable[[], None] = lambda: None,
+        before_load: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan = plan
         self.stride = plan.stride
@@ -126,10 +128,9 @@ class WorkerGroup(Evaluator):
         self.cold = True  # no evaluation has been done yet
         self._timeout = timeout or timeout_seconds()
         self._backend = choose_backend(plan.devices, os.environ.get("ASYNCDIFF_BACKEND", "auto"))
-        if folder is not None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix="asyncdiff-", dir=folder))
+        self.folder = make_folder(folder)
         self._launch = launch
+        self._before_load = before_load
         self._exchange = Exchange(self._timeout, poll, self._break)
         self._cuts: Cuts = ()  # what the workers hold
         self._given_back: Cuts = ()  # what they held when `unload` was called
@@ -381,6 +382,7 @@ class WorkerGroup(Evaluator):
         if going_on is not None and going_on[0] == cuts:
             ticket = going_on[1]  # of a prompt that was canceled meanwhile
         else:
+            self._before_load()
             self._forget_loaded()
             ticket = self._exchange.post(
                 (member.process, self._load_request(member, cuts)) for member in self.members

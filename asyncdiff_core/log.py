@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
+import re
 import shutil
+import sys
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
+
+_PREFIX = "asyncdiff-"
 
 
 def get_logger(name: str = "") -> logging.Logger:
@@ -13,9 +20,62 @@ def get_logger(name: str = "") -> logging.Logger:
     return logging.getLogger(f"asyncdiff.{name}" if name else "asyncdiff")
 
 
+def make_folder(folders: Path | None) -> Path:
+    """A new folder below `folders` (or among the system's temporary ones), of this process.
+
+    Several ComfyUIs may share `folders`, even on several machines.
+    """
+    if folders is not None:
+        folders.mkdir(mode=0o700, parents=True, exist_ok=True)
+    prefix = f"{_PREFIX}{_machine()}-{os.getpid()}-"
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=folders))
+
+
 def prune_folders(folders: Path, in_use: Collection[Path], keep: int = 8) -> None:
-    """Remove the folders of groups that broke, but for the last `keep`, whose logs may be read."""
-    old = [path for path in folders.glob("asyncdiff-*") if path not in in_use]
+    """Remove the folders of groups that broke, but for the last `keep`, whose logs may be read.
+
+    Those of other processes that still run are left alone.
+    """
+    old = [path for path in folders.glob(f"{_PREFIX}*") if path not in in_use and _is_ours(path)]
     old.sort(key=lambda path: path.stat().st_mtime)
     for path in old[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log with something in it, shortened; or nothing."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    text = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return text if len(text) <= 300 else text[:300] + " ..."
+
+
+def _machine() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", platform.node()) or "here"
+
+
+def _is_ours(folder: Path) -> bool:
+    machine, _, rest = folder.name.removeprefix(_PREFIX).partition("-")
+    pid = rest.partition("-")[0]
+    if machine != _machine() or not pid.isdecimal():
+        return False
+    return int(pid) == os.getpid() or not _exists(int(pid))
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process."""
+    if sys.platform == "win32":
+        import psutil  # one of ComfyUI's requirements; os.kill would end the process
+
+        return bool(psutil.pid_exists(pid))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True

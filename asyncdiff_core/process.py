@@ -24,6 +24,7 @@ from .errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
+from .log import last_line
 from .messages import Activity, Beat, Ready, RunEnded, from_wire, to_wire
 
 STOP_SECONDS = 3.0
@@ -31,7 +32,8 @@ STOP_SECONDS = 3.0
 # PYTHONPATH would not do: the Python of ComfyUI's Windows package ignores it.
 _BOOTSTRAP = """
 import json, runpy, sys
-sys.path[:0] = json.loads(sys.argv.pop(2))
+# Not the folder that it runs in, which goes by the name of "".
+sys.path[:] = json.loads(sys.argv.pop(2)) + [path for path in sys.path if path]
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
@@ -185,7 +187,9 @@ class WorkerProcess:
             how = f"ended with exit status {code}"
         else:
             how = "lost its control channel"
-        return WorkerDiedError(f"{self} {how}. {self._see_log()}")
+        said = last_line(self.log_file) if code is not None and code > 0 else ""
+        words = f" Its last line is: {said}" if said else ""
+        return WorkerDiedError(f"{self} {how}.{words} {self._see_log()}")
 
     def hangs(self, seconds: float) -> WorkerTimeoutError:
         """The error that says that this process made no progress."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import comfy.sd
 import folder_paths
 import torch
@@ -54,6 +56,16 @@ def plan_inputs() -> list[io.Input]:
     ]
 
 
+def state_of(folder: str, name: str) -> tuple[int, int] | None:
+    """What tells whether a file was replaced: its loader then runs again, as workers would read
+    the new one. None where there is none."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        return None
+    stat = os.stat(path)
+    return stat.st_mtime_ns, stat.st_size
+
+
 class AsyncDiffCheckpointLoader(io.ComfyNode):
     """Load Checkpoint, with the diffusion model spread over devices."""
 
@@ -76,6 +88,10 @@ class AsyncDiffCheckpointLoader(io.ComfyNode):
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, ckpt_name: str, **_: object) -> tuple[int, int] | None:
+        return state_of("checkpoints", ckpt_name)
 
     @classmethod
     def execute(
@@ -122,6 +138,10 @@ class AsyncDiffDiffusionModelLoader(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, unet_name: str, **_: object) -> tuple[int, int] | None:
+        return state_of("diffusion_models", unet_name)
 
     @classmethod
     def execute(

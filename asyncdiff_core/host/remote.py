@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import (
     AsyncDiffError,
+    LoaderError,
     ModelChangedError,
     UnsupportedPatchError,
     WorkerDiedError,
@@ -59,6 +60,9 @@ log = get_logger("model")
 
 PACK_ROOT = Path(__file__).resolve().parents[2]
 
+# ComfyUI's command line may have paths that are relative to it.
+STARTED_IN = os.getcwd()
+
 # The attribute of a stock BaseModel that has what watches it.
 _WATCH = "asyncdiff_watch"
 
@@ -87,7 +91,7 @@ class RemoteModel:
         spec = spec_of(base_model, loader)
         units = tuple(unit.name for unit in trunk.units)
         require_units(len(units), min(plan.stages for plan in request.candidates()))
-        self._files = _files_of(spec)
+        self._spec, self._files = spec, _files_of(spec)
         self.source = ModelSource(
             *(type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)),
             residuals=Residuals.of(trunk, position_of(model, "control")),
@@ -282,6 +286,8 @@ class RemoteModel:
         if code:
             conds = conds[:1]  # a patch may compare the conds of a batch, so they stay together
         if not run.is_prepared:
+            if not run.group.is_loaded():
+                self._require_same_files()
             with run.text.prepares(run.group):
                 self._choose_plan(run, len(set(conds)), options, with_options)
                 run.group.prepare(*with_options(options))
@@ -421,17 +427,35 @@ class RemoteModel:
         launch = Launch(
             # ComfyUI first: the pack has folders of the same names, `nodes` and `tests`.
             python_path=(str(COMFYUI_ROOT), str(PACK_ROOT)),
-            cwd=str(COMFYUI_ROOT),
+            cwd=STARTED_IN if os.path.isdir(STARTED_IN) else str(COMFYUI_ROOT),
             arguments=tuple(sys.argv[1:]),
             cpu_arguments=_cpu_arguments(sys.argv[1:]),
         )
-        folder = Path(folder_paths.get_temp_directory()) / "asyncdiff"
+        # Not in the temporary folder, which another ComfyUI with the same folders empties.
+        folder = Path(folder_paths.get_user_directory()) / "asyncdiff"
         prune_folders(folder, [group.folder for group, _ in POOL.groups()])
         return WorkerGroup(
             *(self.request.candidates()[0], self.source, launch),
             folder=folder,
             poll=poll,
+            before_load=self._require_same_files,
         )
+
+    def _require_same_files(self) -> None:
+        """See that workers will load what the skeleton was made from.
+
+        Raises:
+            LoaderError: a file is another one now.
+        """
+        now = _files_of(self._spec)
+        for file, before in self._files.items():
+            if now.get(file) != before:
+                what = "has changed" if file in now else "is gone"
+                raise LoaderError(
+                    f"{file} {what} since its MODEL was loaded, and workers would load it once "
+                    "more. Run its loader again: free ComfyUI's model and node cache, or load the "
+                    "file under another name."
+                )
 
 
 @dataclass

@@ -90,7 +90,7 @@ def take(server: ComfyServer) -> Census:
         for group in server.get("/asyncdiff/status")["groups"]
         for worker in group["workers"]
     }
-    own = server.base_dir / "temp" / "asyncdiff"
+    own = server.base_dir / "user" / "asyncdiff"
     folders = list(own.iterdir()) if own.exists() else []
     return Census(
         host=Holding.of(server.pid),

@@ -81,7 +81,7 @@ def test_no_worker_outlives_comfyui(comfyui_path: Path, tmp_path: Path, how: str
     with server:
         pids = run_and_get_pids(server, asyncdiff(workflow("wan"), workers=3))
         assert len(pids) == 3 and all(is_alive(pid) for pid in pids)
-        folders = list(tmp_path.glob("temp/asyncdiff/asyncdiff-*"))
+        folders = list(tmp_path.glob("user/asyncdiff/asyncdiff-*"))
         assert len(folders) == 1
         if how == "restart":
             with pytest.raises(ComfyServerError):  # there is nobody any more to answer
