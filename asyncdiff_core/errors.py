@@ -42,6 +42,10 @@ class CheckpointError(AsyncDiffError):
     """A model file is damaged, or is not what it is taken for."""
 
 
+class NumbersError(UnspreadableError):
+    """A newly loaded model computes no numbers."""
+
+
 class LoaderError(UnspreadableError):
     """The loader of a MODEL does not tell how workers can load it too."""
 

@@ -90,9 +90,16 @@ class Evaluator(ABC):
         (output,) = self.evaluate_all([Call(key, args, kwargs, forecast)])
         return output
 
-    def evaluate_all(self, calls: Sequence[Call]) -> list[Any]:
-        """Several evaluations, of different lanes, at the same time; their outputs in order."""
+    def evaluate_all(
+        self, calls: Sequence[Call], meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Any]:
+        """Several evaluations, of different lanes, at the same time; their outputs in order.
+
+        Args:
+            meanwhile: called when all have begun.
+        """
         outputs = [self._begin(call) for call in calls]
+        meanwhile()
         return [output() for output in outputs]
 
     def _begin(self, call: Call) -> Output:

@@ -272,6 +272,12 @@ class WorkerGroup(Evaluator):
             for member, placement in zip(self.members, plan.placements(), strict=True):
                 member.placement = placement
 
+    def set_schedule(self, schedule: AsyncSchedule) -> None:
+        """Have another schedule in the run that has begun, and has not evaluated anything yet."""
+        self.begin_lanes(schedule)
+        if self.report is not None:
+            self.report.schedule = _plain_schedule(schedule)
+
     def set_patches(self, uuid: str, payload: Callable[[Stage], Any]) -> None:
         """Have the weight patches `uuid` in force; nothing is done if they are already.
 
@@ -441,7 +447,7 @@ class WorkerGroup(Evaluator):
         self.report = RunReport(
             model=self.source.name,
             plan={},
-            schedule={"warm_up": schedule.warm_up, "time_shift": schedule.time_shift},
+            schedule=_plain_schedule(schedule),
             start=time.perf_counter(),
             cold=self.cold,
         )
@@ -583,6 +589,10 @@ class WorkerGroup(Evaluator):
 
     def _processes(self) -> list[WorkerProcess]:
         return [m.process for m in self.members]
+
+
+def _plain_schedule(schedule: AsyncSchedule) -> dict[str, Any]:
+    return {"warm_up": schedule.warm_up, "time_shift": schedule.time_shift}
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -24,6 +24,34 @@ def phase(report: RunReport) -> str:
     return text if speed_up is None else f"{text}, {speed_up:.2f}x"
 
 
+def gain(report: RunReport) -> str:
+    """What a run has gained over one of synchronous steps alone, and why if that is nothing.
+
+    Replicas, which make those faster too, do not show in the figure.
+    """
+    done = num_steps_done(report)
+    replicas = report.plan.get("replicas", 1)
+    num_async = len({index for index, _, mode, *_ in report.evaluations if mode == "async"})
+    beside = f", on {replicas} replicas" if replicas > 1 else ""
+    if not num_async:
+        if replicas > 1:
+            return f"{_steps(done)} on {replicas} replicas"
+        if report.plan.get("stages", 1) < 2:
+            return f"{_steps(done)} on one device, no gain"
+        return f"no gain: the warm-up was all of {_steps(done)}"
+    speed_up = measured_speed_up(report)
+    if speed_up is None:
+        return f"{_steps(done)}, {num_async} of them asynchronous{beside}"
+    whole = done / (done - num_async + num_async / speed_up)
+    if whole < 1.05:
+        return f"{_steps(done)}, {whole:.2f}x{beside}: no gain on these devices"
+    return f"{_steps(done)}, {whole:.2f}x{beside}"
+
+
+def _steps(number: int) -> str:
+    return f"{number} step" if number == 1 else f"{number} steps"
+
+
 def measured_speed_up(report: RunReport) -> float | None:
     """How many times faster an asynchronous step of this run is than a synchronous one.
 

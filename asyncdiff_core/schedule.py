@@ -21,6 +21,8 @@ With a time shift, async evaluations get the timestep of the evaluation before t
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +31,9 @@ from .errors import ScheduleError
 
 Mode = Literal["sync", "async"]
 
-DEFAULT_WARM_UP = 3  # chosen from the measurements in docs/quality.md
+AUTO_WARM_UP = 0  # as many as `AsyncSchedule.for_steps` says
+DEFAULT_WARM_UP = 3  # chosen from the measurements in docs/quality.md, for runs of some length
+_STEPS_PER_WARM_UP = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class AsyncSchedule:
     """What the user chose for a sampling run.
 
     `warm_up`: synchronous evaluations at the start of every lane, at least 1, since stage k > 1
-    has nothing to work on before its predecessor has run once.
+    has nothing to work on before its predecessor has run once; or AUTO_WARM_UP.
     `time_shift`: async evaluations get the timestep of the evaluation before.
     """
 
@@ -45,11 +49,22 @@ class AsyncSchedule:
     time_shift: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.warm_up, int) or self.warm_up < 1:
+        if not isinstance(self.warm_up, int) or self.warm_up < AUTO_WARM_UP:
             raise ScheduleError(
-                f"warm_up must be a whole number of at least 1, but is {self.warm_up!r}. "
-                "The first evaluation is always synchronous."
+                f"warm_up must be a whole number of at least 1, or 0 to have it chosen, but is "
+                f"{self.warm_up!r}. The first evaluation is always synchronous."
             )
+
+    def for_steps(self, steps: int | None) -> AsyncSchedule:
+        """This schedule for a run of so many steps, or of a number that is not known.
+
+        One synchronous evaluation for every eight steps, up to DEFAULT_WARM_UP: three would leave
+        little of the four to eight steps of a distilled model to gain from.
+        """
+        if self.warm_up != AUTO_WARM_UP:
+            return self
+        chosen = DEFAULT_WARM_UP if steps is None else math.ceil(steps / _STEPS_PER_WARM_UP)
+        return dataclasses.replace(self, warm_up=min(max(1, chosen), DEFAULT_WARM_UP))
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ class Lane:
             self._refuse_stride()  # `sigma` is between the steps, or it is the same step again
         coming = coming or ()
         # Where sigma jumps up noise was added: what the stages have stored is of another image.
-        is_sync = in_sync or self.num_evaluations < self.schedule.warm_up or self._jumps_up(sigma)
+        is_warm = self.num_evaluations >= max(1, self.schedule.warm_up)
+        is_sync = in_sync or not is_warm or self._jumps_up(sigma)
         span = 1 if is_sync or sigma is None else min(self.stride, 1 + len(coming))
         timeline = [previous, None, *coming]  # None: this evaluation, whose inputs are at hand
         is_shifted = self.schedule.time_shift and not is_sync and previous is not None

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from .errors import LayoutError
+from .errors import LayoutError, NumbersError
 from .partition import Stage, units_of
 from .trunk import Trunk
 
@@ -141,6 +141,7 @@ class _Run:
     turn_before: int | None
     stop: int
     neighbours: Neighbours
+    is_checked: bool
     next_unit: int = field(default=0)
 
 
@@ -176,6 +177,8 @@ class StagedModel:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         neighbours: Neighbours,
+        *,
+        is_checked: bool = False,
     ) -> Any:
         """Run the units of a stage in one evaluation.
 
@@ -183,16 +186,18 @@ class StagedModel:
             stage: the units.
             args, kwargs: the inputs of the whole model, fresh ones of this evaluation.
             neighbours: where activations come from and go to.
+            is_checked: see that units and model give numbers.
 
         Returns:
             The model's result if the last unit of the trunk is in the stage, otherwise None.
 
         Raises:
             LayoutError: if the model did not call its units once each, in order.
+            NumbersError: what is checked is not finite.
         """
         stop = stage[-1][1]
         turn_before = stage[0][1] if len(stage) > 1 else None
-        run = _Run(frozenset(units_of(stage)), turn_before, stop, neighbours)
+        run = _Run(frozenset(units_of(stage)), turn_before, stop, neighbours, is_checked)
         self._device = next((a.device for a in args if isinstance(a, torch.Tensor)), self._device)
         self._run = run
         result = None
@@ -208,6 +213,8 @@ class StagedModel:
                 f"(next would be {self.trunk.units[run.next_unit].name}). A patch that skips "
                 "blocks cannot be combined with a model spread over workers."
             )
+        if is_checked and result is not None:
+            _require_numbers(result, self._name, torch.isfinite)
         return result
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[OutputMeta]:
@@ -256,6 +263,8 @@ class StagedModel:
             forward = self.forwards[index]
             output = self._instead[0] if self._instead else forward(*args, **kwargs)
             self.num_units_run += 1
+            if run.is_checked:
+                _require_numbers(output, self.trunk.units[index].name, _is_number)
             neighbours.give(index, output)
             if run.next_unit == run.stop and run.stop < len(self.trunk.units):
                 raise StageDone
@@ -278,6 +287,23 @@ class StagedModel:
     def forget_scratch(self) -> None:
         """Free the scratch tensors."""
         self._scratch.clear()
+
+
+def _is_number(tensor: torch.Tensor) -> torch.Tensor:
+    return ~torch.isnan(tensor)  # masks among the outputs may be infinite
+
+
+def _require_numbers(
+    output: Any, name: str, is_good: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    tensors = (x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+    if not all(is_good(x).all() for x in tensors if x.is_floating_point()):
+        raise NumbersError(
+            f"In the first evaluation with its weights {name} gives no finite numbers. Its file "
+            "may be damaged, or its type of weights does not suit this device; or weights were "
+            "lost on their way, which is a fault of AsyncDiff: use the MODEL without it, and "
+            "please report it with the worker's log."
+        )
 
 
 def copy_output(output: Any) -> Any:

@@ -58,6 +58,9 @@ class StageModel(Protocol):
     def load(self, stage: Stage) -> tuple[int, int]:
         """Hold the units of `stage` and the shared parts; their weight bytes, in this order."""
 
+    def verify(self) -> None:
+        """See that the weights that are held are those that were loaded."""
+
     def unload(self) -> None:
         """Give the memory of the weights back."""
 
@@ -88,6 +91,7 @@ class Worker:
         self._transport: Transport | None = None
         self._ticket = 0
         self._load = messages.Load(())
+        self._is_new = False  # nothing has been evaluated yet with the weights that are held
         self._lanes: dict[int, tuple[InputDecoder, LaneLinks]] = {}
         self._spans: list[Span] = []
         self._activations = ActivationMemory(self._device)
@@ -141,7 +145,7 @@ class Worker:
             )
         with self._activations.except_for():
             weight_bytes, shared_bytes = self._model.load(message.stage)
-        self._load = message
+        self._load, self._is_new = message, True
         return messages.Loaded(weight_bytes, shared_bytes, resident_bytes())
 
     def _unload(self, message: messages.Unload) -> messages.Done:
@@ -184,7 +188,12 @@ class Worker:
         mode: Mode = "sync" if message.mode == "sync" else "async"
         waited = self.waiting.seconds
         links.begin(message.index, mode)
-        result = self._model.staged.run_stage(load.stage, args, kwargs, links)
+        if self._is_new:
+            self._model.verify()
+        result = self._model.staged.run_stage(
+            load.stage, args, kwargs, links, is_checked=self._is_new
+        )
+        self._is_new = False
         synchronize(self._device)
         computed = time.perf_counter()
         links.finish()

@@ -51,11 +51,9 @@ def main() -> None:
 
     model = FreeModel()
     config = types.SimpleNamespace(unet_config={}, manual_cast_dtype=None)
-    base_model = types.SimpleNamespace(
-        diffusion_model=model,
-        model_config=config,
-        model_sampling=types.SimpleNamespace(timestep=lambda sigma: sigma),
-    )
+    base_model = torch.nn.Module()
+    base_model.diffusion_model, base_model.model_config = model, config
+    base_model.model_sampling = types.SimpleNamespace(timestep=lambda sigma: sigma)
     plan = PlanRequest(("cpu",) * options.workers)
     remote = FreeRemoteModel(base_model, Loader("unused:unused", ()), plan)
 

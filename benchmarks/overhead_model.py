@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from asyncdiff_core.partition import Stage
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk, TrunkLayout
 
 NUM_UNITS = 8
+NUM_MODULES = 2000  # as SDXL has them; the host looks whether they are what they were
 LAYOUT = TrunkLayout(blocks=("blocks",))
 
 
@@ -20,6 +22,7 @@ class FreeModel(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(NUM_UNITS))
+        self.unused = torch.nn.ModuleList(torch.nn.Identity() for _ in range(NUM_MODULES))
 
     def forward(self, x: Any, timesteps: Any, **kwargs: Any) -> Any:
         return self._forward(x, timesteps, **kwargs)
@@ -42,8 +45,14 @@ class FreeStageModel:
     def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
         return [1.0] * NUM_UNITS
 
-    def load(self, start: int, stop: int) -> tuple[int, int]:
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        return False
+
+    def load(self, stage: Stage) -> tuple[int, int]:
         return 0, 0
+
+    def verify(self) -> None:
+        pass
 
     def unload(self) -> None:
         pass

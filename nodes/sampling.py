@@ -14,7 +14,7 @@ from ..asyncdiff_core.host.distribute import (
     require_finite,
     with_schedule,
 )
-from ..asyncdiff_core.schedule import DEFAULT_WARM_UP
+from ..asyncdiff_core.schedule import AUTO_WARM_UP
 from .loaders import CATEGORY
 
 
@@ -23,11 +23,12 @@ def schedule_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "warm_up",
-            default=DEFAULT_WARM_UP,
-            min=1,
+            default=AUTO_WARM_UP,
+            min=AUTO_WARM_UP,
             max=10000,
             tooltip="How many first evaluations (with most samplers, steps) run synchronously, "
-            "exactly as on one device. More: closer to the single-device image. Fewer: faster.",
+            "exactly as on one device. More: closer to the single-device image. Fewer: faster. 0: "
+            "one for every eight steps, three at most.",
         ),
         io.Boolean.Input(
             "time_shift",

@@ -214,6 +214,9 @@ class ToyStageModel:
         weight_bytes = parameter_bytes(self._owned)
         return weight_bytes, parameter_bytes([model]) - weight_bytes
 
+    def verify(self) -> None:
+        pass
+
     def unload(self) -> None:
         self._owned, self._original = [], {}
         self.__dict__.pop("staged", None)

@@ -114,9 +114,6 @@ def make_absent(model: torch.nn.Module, place: torch.device) -> None:
             if parameter is not None and parameter.is_meta:
                 whole = f"{path}.{name}" if path else name
                 module._parameters[name] = AbsentWeight.of(parameter, whole, place)
-                if hasattr(parameter, "__tensor_flatten__"):
-                    # Else ComfyUI's layer would look for the parts of a quantised weight.
-                    module.layout_type = None
 
 
 def _refuse(weight: AbsentWeight | None, func: Any) -> NoReturn:

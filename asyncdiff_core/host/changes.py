@@ -7,6 +7,8 @@ load the original. So both are watched.
 
 from __future__ import annotations
 
+import dis
+import functools
 import types
 import weakref
 from collections.abc import Callable, Collection, Iterable
@@ -22,6 +24,7 @@ _INTERNALS = frozenset(torch.nn.Module().__dict__) - set(_INNER)
 Change = tuple[torch.nn.Module, str, Any, Any]
 
 _MISSING = object()
+_CODE = types.CodeType
 
 # What torch.compile notes on the modules that it is given.
 _COMPILED = ("_is_torch_compile", "_compiled_call_impl")
@@ -141,13 +144,13 @@ def differences(
             attributes.pop(entry, None)
         for key, ours, theirs in _differing(attributes, module.__dict__):
             change = module, _join(name, key), ours, theirs
-            is_weight = key in other._parameters and key in module._parameters
-            if not (
-                is_weight
-                or _code(ours) == _code(theirs)
-                or change[1] in patched
-                or _is_comfyuis(change)
-            ):
+            # Weights are compared by nobody, children further below.
+            is_in_both = any(
+                key in getattr(module, inner) and key in getattr(other, inner)
+                for inner in ("_parameters", "_modules")
+            )
+            is_alike = is_in_both or _code(ours) == _code(theirs)
+            if not (is_alike or change[1] in patched or _is_comfyuis(change)):
                 found.append(change[1])
         found += (_join(name, hooks) for hooks in _HOOKS if module.__dict__.get(hooks))
     return [name for name in (*found, *others) if name not in patched]
@@ -163,7 +166,7 @@ def _is_comfyuis(change: Change) -> bool:
         return True
     if name in _INTERNALS or name in module._buffers:
         return True
-    if name in getattr(type(module), "VARYING", ()):
+    if name in getattr(type(module), "VARYING", ()) or name in _stored_by(type(module)):
         return True
     if name not in module._parameters and any(
         isinstance(value, torch.Tensor) for value in (before, now)
@@ -172,6 +175,24 @@ def _is_comfyuis(change: Change) -> bool:
     # What ComfyUI leaves where an object patch was.
     own = getattr(type(module), name, None)
     return isinstance(now, types.MethodType) and now.__self__ is module and now.__func__ is own
+
+
+@functools.cache
+def _stored_by(cls: type) -> frozenset[str]:
+    """Names of the attributes that the methods of a class store, apart from making an object."""
+    methods = [
+        getattr(value, "fget", getattr(value, "__func__", value))
+        for kind in cls.__mro__[: cls.__mro__.index(torch.nn.Module)]
+        for name, value in vars(kind).items()
+        if name != "__init__"
+    ]
+    codes = [code for f in methods if isinstance(code := getattr(f, "__code__", None), _CODE)]
+    names: set[str] = set()
+    while codes:
+        code = codes.pop()
+        codes += (constant for constant in code.co_consts if isinstance(constant, _CODE))
+        names.update(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
+    return frozenset(names)
 
 
 def _snapshot(module: torch.nn.Module) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def with_schedule(model: Any, warm_up: int, time_shift: bool) -> Any:
     """A clone of `model` with this schedule; a MODEL that stayed on one device, as it is.
 
     Raises:
-        ScheduleError: `warm_up` is below 1.
+        ScheduleError: `warm_up` is below 0.
     """
     schedule = AsyncSchedule(warm_up, time_shift)
     if not isinstance(model, AsyncDiffModelPatcher):

@@ -221,7 +221,8 @@ def load_chosen(base_model: Any, load_whole: Callable[[], Any], choose: Choose) 
         likes = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         chosen: State = {}
         for key, tensor in sd.items():
-            is_quantised = f"{key.rpartition('.')[0]}.{QUANTISATION}" in sd
+            layer, _, name = key.rpartition(".")
+            is_quantised = name == "weight" and f"{layer}.{QUANTISATION}" in sd
             value = choose(key, tensor, None if is_quantised else likes.get(key))
             if value is not None:
                 chosen[key] = value
@@ -248,13 +249,27 @@ def as_loaded(
     """`tensor`, of a file, with the type and the memory format of `like`, which it replaces.
 
     Args:
-        copy: never a part of the mapped file.
+        copy: a copy, where ComfyUI would make one.
     """
-    if like is None or like.shape != tensor.shape:  # a quantised weight; or ComfyUI's complaint
-        return tensor.clone() if copy else tensor
+    # Layers that may be quantised take a part of the mapped file as their weight. Where it begins
+    # is seen in the last bits of what a CPU computes. And wrong shapes are ComfyUI's to complain.
+    if like is None or like.shape != tensor.shape:
+        return tensor
     if not copy and (like.dtype, like.stride()) == (tensor.dtype, tensor.stride()):
         return tensor
     return torch.empty_like(like, device="cpu").copy_(tensor)
+
+
+def is_zero(tensor: torch.Tensor) -> bool:
+    """Whether all values are zeros; of a quantised tensor, those that it stores."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is not None:
+        tensor = getattr(tensor, flatten()[0][0])
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    # As bytes, since not every type knows how; most have others among the first.
+    values = tensor.detach().view(-1).view(torch.uint8)
+    return not bool(values[:4096].any()) and not bool(values.any())
 
 
 @contextlib.contextmanager

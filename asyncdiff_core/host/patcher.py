@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..errors import UnsupportedPatchError, few
-from ..schedule import DEFAULT_WARM_UP, AsyncSchedule
+from ..schedule import AUTO_WARM_UP, AsyncSchedule
 from . import controls, object_patches
 from .absent import AbsentWeight
 from .attachments import reporting_back, split_options
@@ -60,7 +60,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         """
         patcher.__class__ = cls
         patcher.remote = remote
-        patcher.schedule = AsyncSchedule(DEFAULT_WARM_UP)
+        patcher.schedule = AsyncSchedule(AUTO_WARM_UP)
         patcher.parent = parent
         patcher.clone_base_uuid = parent.clone_base_uuid if parent else uuid.uuid4()
         devices = remote.request.devices

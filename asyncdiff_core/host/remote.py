@@ -35,6 +35,7 @@ from ..partition import Stage, cut, require_units, units_of
 from ..plan import ParallelPlan
 from ..planner import PlanRequest, choose
 from ..process import Launch
+from ..progress import gain
 from ..residuals import Residuals
 from ..schedule import AsyncSchedule
 from ..streams import Streams
@@ -91,7 +92,7 @@ class RemoteModel:
         spec = spec_of(base_model, loader)
         units = tuple(unit.name for unit in trunk.units)
         require_units(len(units), min(plan.stages for plan in request.candidates()))
-        self._spec, self._files = spec, _files_of(spec)
+        self._files = _files_of(spec)
         self.source = ModelSource(
             *(type(model).__name__, self.builder, spec, units, trunk.skips, tuple(self._files)),
             residuals=Residuals.of(trunk, position_of(model, "control")),
@@ -275,7 +276,6 @@ class RemoteModel:
         return True
 
     def _evaluate(self, run: _Run, all_options: dict[str, Any], with_options: WithOptions) -> Any:
-        self.require_unchanged()
         options, code = split_options(all_options)
         if run.objects:
             code = {**code, OBJECTS: run.objects}
@@ -286,8 +286,9 @@ class RemoteModel:
         if code:
             conds = conds[:1]  # a patch may compare the conds of a batch, so they stay together
         if not run.is_prepared:
+            self.require_unchanged()
             if not run.group.is_loaded():
-                self._require_same_files()
+                _require_same_files(self._files)
             with run.text.prepares(run.group):
                 self._choose_plan(run, len(set(conds)), options, with_options)
                 run.group.prepare(*with_options(options))
@@ -316,7 +317,7 @@ class RemoteModel:
                 run.said_idle = True
                 log.info("one cond: %d of %d replicas idle", replicas - 1, replicas)
             call = self._call(run, options, with_options, stream)
-            (output,) = run.group.evaluate_all([call])
+            (output,) = run.group.evaluate_all([call], self.require_unchanged)
             return output
         calls = [
             self._call(
@@ -325,7 +326,7 @@ class RemoteModel:
             )
             for replica, hand in enumerate(hands)
         ]
-        return gather(run.group.evaluate_all(calls), hands)
+        return gather(run.group.evaluate_all(calls, self.require_unchanged), hands)
 
     def _attach(self, run: _Run, key: str, payload: Callable[[Stage], Any]) -> None:
         if key not in run.attached:
@@ -376,6 +377,8 @@ class RemoteModel:
         args, kwargs = with_options(options)
         sigmas = options.get("sample_sigmas")
         steps = None if sigmas is None else max(1, len(sigmas) - 1)
+        run.schedule = run.schedule.for_steps(steps)
+        group.set_schedule(run.schedule)
         if group.report is not None:
             group.report.steps = steps
         if len(self.request.candidates()) > 1:
@@ -422,6 +425,7 @@ class RemoteModel:
             return
         if report is not None and report.evaluations:
             record(report)
+            run.text.show(gain(report))
 
     def _make_group(self) -> WorkerGroup:
         launch = Launch(
@@ -438,24 +442,9 @@ class RemoteModel:
             *(self.request.candidates()[0], self.source, launch),
             folder=folder,
             poll=poll,
-            before_load=self._require_same_files,
+            # Groups outlive the MODELs that use them, and must keep none of them alive.
+            before_load=functools.partial(_require_same_files, dict(self._files)),
         )
-
-    def _require_same_files(self) -> None:
-        """See that workers will load what the skeleton was made from.
-
-        Raises:
-            LoaderError: a file is another one now.
-        """
-        now = _files_of(self._spec)
-        for file, before in self._files.items():
-            if now.get(file) != before:
-                what = "has changed" if file in now else "is gone"
-                raise LoaderError(
-                    f"{file} {what} since its MODEL was loaded, and workers would load it once "
-                    "more. Run its loader again: free ComfyUI's model and node cache, or load the "
-                    "file under another name."
-                )
 
 
 @dataclass
@@ -507,9 +496,29 @@ def stream_of(options: dict[str, Any], code: dict[str, Any]) -> Hashable:
 
 def _files_of(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The files that the loader call names, with what tells whether they changed."""
-    files = {}
-    for argument in spec["loader"][1]:
-        if isinstance(argument, str) and os.path.isfile(argument):
-            stat = os.stat(argument)
-            files[argument] = stat.st_mtime_ns, stat.st_size
-    return files
+    names = (argument for argument in spec["loader"][1] if isinstance(argument, str))
+    return {name: state for name in names if (state := _state_of(name)) is not None}
+
+
+def _state_of(file: str) -> tuple[int, int] | None:
+    if not os.path.isfile(file):
+        return None
+    stat = os.stat(file)
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _require_same_files(files: Mapping[str, tuple[int, int]]) -> None:
+    """See that workers will load what a skeleton was made from.
+
+    Raises:
+        LoaderError: a file is another one now.
+    """
+    for file, before in files.items():
+        now = _state_of(file)
+        if now != before:
+            what = "is gone" if now is None else "has changed"
+            raise LoaderError(
+                f"{file} {what} since its MODEL was loaded, and workers would load it once more. "
+                "Run its loader again: free ComfyUI's model and node cache, or load the file under "
+                "another name."
+            )

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree  # noqa: E402
 
 from ..costs import measure_costs  # noqa: E402
 from ..dataflow import require_chain  # noqa: E402
-from ..errors import LayoutError, UnsupportedPatchError, few  # noqa: E402
+from ..errors import LayoutError, NumbersError, UnsupportedPatchError, few  # noqa: E402
 from ..partition import Stage, units_of  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
@@ -45,11 +45,12 @@ from .loading import (  # noqa: E402
     as_meta,
     as_unquantised,
     deferred_weights,
+    is_zero,
     load_chosen,
     require_loaded,
 )
 from .object_patches import PatchedObjects  # noqa: E402
-from .patches import put_in_force  # noqa: E402
+from .patches import MODEL_PREFIX, put_in_force  # noqa: E402
 from .skipped_blocks import with_every_unit_called  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
@@ -97,6 +98,7 @@ class ComfyStageModel:
         self._replacements: dict[str | None, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._patched: PatchedObjects | None = None
         self._stage: Stage = ()
+        self._not_zero: set[str] = set()  # names of weights, as the file has them
         self._compilation: Compilation | None = None
         self.staged: StagedModel
 
@@ -137,6 +139,7 @@ class ComfyStageModel:
         self.unload()
         trunk: Trunk | None = None
         held = frozenset(units_of(stage))
+        not_zero: set[str] = set()
         on_cpu = self._device.type == "cpu"
 
         def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
@@ -150,8 +153,12 @@ class ComfyStageModel:
             def choose(
                 key: str, tensor: torch.Tensor, like: torch.Tensor | None
             ) -> torch.Tensor | None:
+                if key.startswith(prefixes):
+                    return None
+                if not is_zero(tensor):
+                    not_zero.add(key)
                 # What goes to a GPU needs no second place in the host's memory.
-                return None if key.startswith(prefixes) else as_loaded(tensor, like, copy=on_cpu)
+                return as_loaded(tensor, like, copy=on_cpu)
 
             with absent(model, (unit.name for unit in foreign)):
                 load_chosen(base_model, load_whole, choose)
@@ -163,12 +170,31 @@ class ComfyStageModel:
         model = patcher.model.diffusion_model
         patcher.load_device = self._device
         patcher.patch_model(device_to=self._device)
-        self._patcher, self._stage = patcher, stage
+        self._patcher, self._stage, self._not_zero = patcher, stage, not_zero
         self._put_attachments_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         self._patched = PatchedObjects(patcher.model, self.staged, stage)
         owned = parameter_bytes(trunk.units[index].module for index in held)
         return owned, parameter_bytes([model]) - owned
+
+    def verify(self) -> None:
+        """See that no weight is all zeros that is not so in the file.
+
+        Raises:
+            NumbersError: one is.
+        """
+        patched = self._patcher.patches
+        weights = self._patcher.model.diffusion_model.named_parameters()
+        lost = [
+            name
+            for name, weight in weights
+            if name in self._not_zero and f"{MODEL_PREFIX}{name}" not in patched and is_zero(weight)
+        ]
+        if lost:
+            raise NumbersError(
+                f"Weights were lost when they were loaded ({few(lost)}). This is a fault of "
+                "AsyncDiff: use the MODEL without it, and please report it with the worker's log."
+            )
 
     def unload(self) -> None:
         """Give the memory of the weights back."""

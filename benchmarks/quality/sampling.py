@@ -108,12 +108,11 @@ class Bench:
             yield model
             return
         evaluate = _Evaluation(self, setting, drift)
-        stock_class = type(self._network)
         make_remote(self._network, evaluate)
         try:
             yield model
         finally:
-            self._network.__class__ = stock_class
+            delattr(self._network, entry_of(self._network))
             evaluate.end()
 
     def stages(self, number: int, args: Any, kwargs: Any) -> tuple[Stage, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asyncdiff_core.progress import measured_speed_up, num_steps_done, phase
+from asyncdiff_core.progress import gain, measured_speed_up, num_steps_done, phase
 from asyncdiff_core.report import RunReport
 
 
@@ -55,3 +55,26 @@ def test_a_stride_is_measured_by_whole_rounds():
 @pytest.mark.parametrize("asynchronous", [[], [1.0]])
 def test_too_little_to_measure(asynchronous):
     assert measured_speed_up(run([3.0, 3.0, 3.0], asynchronous, 30)) is None
+
+
+def ended(sync: list[float], asynchronous: list[float], **plan: int) -> RunReport:
+    report = run(sync, asynchronous, len(sync) + len(asynchronous))
+    report.plan = {"stages": 2, "replicas": 1, **plan}
+    return report
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [
+        (ended([9.0, 1.0, 1.0], [0.5] * 27), "30 steps, 1.82x"),
+        (ended([9.0, 1.0], []), "no gain: the warm-up was all of 2 steps"),
+        (ended([9.0], []), "no gain: the warm-up was all of 1 step"),
+        (ended([9.0] * 4, [], stages=1), "4 steps on one device, no gain"),
+        (ended([9.0] * 4, [], stages=1, replicas=2), "4 steps on 2 replicas"),
+        (ended([9.0, 1.0], [0.99] * 8), "10 steps, 1.01x: no gain on these devices"),
+        (ended([9.0, 1.0], [0.5] * 8, replicas=2), "10 steps, 1.67x, on 2 replicas"),
+        (ended([9.0, 1.0, 1.0], [0.5]), "4 steps, 1 of them asynchronous"),
+    ],
+)
+def test_gain(report, text):
+    assert gain(report) == text

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff_core.errors import ScheduleError
-from asyncdiff_core.schedule import AsyncSchedule, Lane, Lanes, Round
+from asyncdiff_core.schedule import AUTO_WARM_UP, AsyncSchedule, Lane, Lanes, Round
 
 
 def rounds(lane: Lane, *sigmas: float | None) -> list[Round]:
@@ -20,9 +20,11 @@ def test_the_first_evaluations_are_sync_and_no_others(warm_up: int) -> None:
     assert [r.index for r in found] == [r.evaluation for r in found] == list(range(60))
 
 
-@pytest.mark.parametrize("warm_up", [0, -3, 1.5, "3", None])
+@pytest.mark.parametrize("warm_up", [-1, -3, 1.5, "3", None])
 def test_a_warm_up_out_of_range_is_refused(warm_up: object) -> None:
-    with pytest.raises(ScheduleError, match=f"at least 1, but is {warm_up!r}"):
+    with pytest.raises(
+        ScheduleError, match=f"at least 1, or 0 to have it chosen, but is {warm_up!r}"
+    ):
         AsyncSchedule(warm_up)  # type: ignore[arg-type]
 
 
@@ -78,3 +80,13 @@ def test_a_round_that_was_refused_is_given_again() -> None:
     lane.retract(refused)
     assert lane.next_round(7.0) == refused
     assert lane.next_round(6.0).index == refused.index + 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, 1), (4, 1), (8, 1), (9, 2), (16, 2), (17, 3), (50, 3), (1000, 3), (None, 3)],
+)
+def test_warm_up_by_the_number_of_steps(steps: int | None, expected: int) -> None:
+    schedule = AsyncSchedule(AUTO_WARM_UP, time_shift=True).for_steps(steps)
+    assert schedule == AsyncSchedule(expected, time_shift=True)
+    assert AsyncSchedule(5).for_steps(steps) == AsyncSchedule(5)

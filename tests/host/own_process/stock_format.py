@@ -1,12 +1,14 @@
 """Run in a process of its own: small checkpoints of many families, in the stock format.
 
-    python stock_format.py COMFYUI MODELS
+    python stock_format.py COMFYUI MODELS [KINDS]
 
 Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
 them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
-almost all linear layers. The weights are those of architectures.py. Prints one JSON object: per
-name the class that has the file, and the inputs of one sampling (see test_stock_format.py); or that
-this ComfyUI is too old to have the class.
+almost all linear layers. The weights are those of architectures.py; most layers have 65,536 of them
+and more. Beside each file are those in the other formats of formats.py; KINDS is a JSON object that
+says which for each name, if not all.
+Prints one JSON object: per name the class that has the file, its formats, and the inputs of one
+sampling (see test_stock_format.py); or that this ComfyUI is too old to have the class.
 
 Left out is what takes more than a test should. Detection gives Cosmos, Anima, HiDream, OmniGen2,
 Mochi, ACE-Step, Ernie, PixelDiT, PiD, TripoSplat, SeedVR2 and Stable Cascade their full depth
@@ -37,15 +39,16 @@ def families() -> dict[str, dict[str, Any]]:
 
     unet = {**UNET, "model_channels": 320, "num_heads": -1, "num_head_channels": 64}
     unet |= {"channel_mult": [1, 1], "use_linear_in_transformer": True}
-    wide = {"hidden_size": 128, "num_heads": 1, "mlp_ratio": 4.0, "depth": 2}
+    wide = {"hidden_size": 256, "num_heads": 2, "mlp_ratio": 4.0, "depth": 2}
     wide |= {"depth_single_blocks": 2, "vec_in_dim": 768}
     flux = {**FLUX, **wide, "in_channels": 16, "out_channels": 16, "axes_dim": [16, 56, 56]}
-    ltx = {**LTX, "in_channels": 128, "num_layers": 4}
-    ltx_av = {**LTX_AV, "in_channels": 128, "num_layers": 4}
-    vace = {**WAN, "in_dim": 16, "out_dim": 16, "num_layers": 4, "vace_layers": 2}
-    vace |= {"vace_in_dim": 96, "freq_dim": 256}
-    i2v = {**WAN, "model_type": "i2v", "in_dim": 36, "out_dim": 16, "num_layers": 4}
-    i2v |= {"freq_dim": 256}
+    heads = {"attention_head_dim": 128, "num_attention_heads": 2, "cross_attention_dim": 256}
+    ltx = {**LTX, **heads, "in_channels": 128, "num_layers": 3}
+    ltx_av = {**LTX_AV, **heads, "in_channels": 128, "num_layers": 3}
+    ltx_av |= {f"audio_{key}": value for key, value in heads.items()}
+    wan = {**WAN, "dim": 256, "ffn_dim": 512, "freq_dim": 256, "out_dim": 16, "num_layers": 3}
+    vace = {**wan, "in_dim": 16, "num_layers": 4, "vace_layers": 2, "vace_in_dim": 96}
+    i2v = {**wan, "model_type": "i2v", "in_dim": 36}
     hunyuan_15 = {**HUNYUAN, **wide, "in_channels": 65, "out_channels": 32, "vec_in_dim": None}
     hunyuan_15 |= {"axes_dim": [16, 56, 56], "guidance_embed": False, "vision_in_dim": 1152}
     hunyuan_15 |= {"use_cond_type_embedding": True, "meanflow_sum": True, "byt5": True}
@@ -155,13 +158,13 @@ def families() -> dict[str, dict[str, Any]]:
             "label": "CogVideoX",
             "path": "cogvideo.model:CogVideoXTransformer3DModel",
             "config": {
-                "num_attention_heads": 1,
+                "num_attention_heads": 4,
                 "attention_head_dim": 64,
                 "in_channels": 16,
                 "out_channels": 16,
-                "time_embed_dim": 32,
+                "time_embed_dim": 256,
                 "text_embed_dim": 16,
-                "num_layers": 4,
+                "num_layers": 3,
                 "use_rotary_positional_embeddings": True,
             },
             "latent": [video],
@@ -171,11 +174,11 @@ def families() -> dict[str, dict[str, Any]]:
             "label": "Kandinsky 5",
             "path": "kandinsky5.model:Kandinsky5",
             "config": {
-                "time_dim": 16,
-                "model_dim": 64,
-                "ff_dim": 64,
+                "time_dim": 256,
+                "model_dim": 256,
+                "ff_dim": 512,
                 "num_text_blocks": 1,
-                "num_visual_blocks": 4,
+                "num_visual_blocks": 3,
             },
             "latent": [video],
             "text": 3584,
@@ -185,7 +188,7 @@ def families() -> dict[str, dict[str, Any]]:
             "label": "Krea 2",
             "path": "krea2.model:SingleStreamDiT",
             "config": {
-                **{"features": 128, "heads": 1, "kvheads": 1, "layers": 4, "channels": 16},
+                **{"features": 256, "heads": 2, "kvheads": 2, "layers": 3, "channels": 16},
                 **{"txtlayers": 3, "txtdim": 40, "txtheads": 20, "txtkvheads": 20},
             },
             "latent": [picture],
@@ -195,8 +198,8 @@ def families() -> dict[str, dict[str, Any]]:
             "label": "JoyImage",
             "path": "joyimage.model:JoyImageTransformer3DModel",
             "config": {
-                **{"in_channels": 16, "hidden_size": 128, "num_attention_heads": 1},
-                **{"text_dim": 4096, "num_layers": 4, "rope_dim_list": [16, 56, 56]},
+                **{"in_channels": 16, "hidden_size": 256, "num_attention_heads": 2},
+                **{"text_dim": 4096, "num_layers": 3, "rope_dim_list": [16, 56, 56]},
             },
             "latent": [video],
             "text": 4096,
@@ -205,7 +208,7 @@ def families() -> dict[str, dict[str, Any]]:
             "label": "Hunyuan3D 2",
             "path": "hunyuan3d.model:Hunyuan3Dv2",
             "config": {
-                **{"in_channels": 64, "context_in_dim": 16, "hidden_size": 64, "num_heads": 16},
+                **{"in_channels": 64, "context_in_dim": 16, "hidden_size": 256, "num_heads": 16},
                 **{"depth": 2, "depth_single_blocks": 2, "qkv_bias": True},
             },
             "latent": [[1, 64, 19]],
@@ -215,7 +218,7 @@ def families() -> dict[str, dict[str, Any]]:
             "label": "Hunyuan3D 2.1",
             "path": "hunyuan3dv2_1.hunyuandit:HunYuanDiTPlain",
             "config": {
-                **{"in_channels": 64, "hidden_size": 64, "context_dim": 1024, "depth": 7},
+                **{"in_channels": 64, "hidden_size": 256, "context_dim": 1024, "depth": 7},
                 **{"num_heads": 16, "qkv_bias": False, "guidance_cond_proj_dim": None},
             },
             "latent": [[1, 64, 19]],
@@ -227,8 +230,8 @@ def families() -> dict[str, dict[str, Any]]:
             "config": {
                 "in_channels": 128,
                 "out_channels": 32,
-                "num_layers": 4,
-                "num_attention_heads": 1,
+                "num_layers": 3,
+                "num_attention_heads": 4,
                 "enc_hidden_dim": 16,
                 "selected_layer_index": (0, 1),
             },
@@ -238,15 +241,24 @@ def families() -> dict[str, dict[str, Any]]:
     }
 
 
-def main(comfyui: str, models: str) -> None:
-    sys.path.insert(0, comfyui)
+def file_of(name: str, kind: str) -> str:
+    """The file of a family in a format of formats.py."""
+    return f"stock-{name}.safetensors" if kind == "fp32" else f"stock-{name}-{kind}.safetensors"
+
+
+def main(comfyui: str, models: str, kinds: str = "{}") -> None:
+    sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[3])]
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
     import torch
     from architectures import Architecture, Draw
+    from formats import FORMATS, layers_of
     from safetensors.torch import save_file
+
+    from asyncdiff_core.host.layouts import layout_of
+    from asyncdiff_core.trunk import Trunk
 
     def lora(weights: dict[str, torch.Tensor], rank: int = 2) -> dict[str, torch.Tensor]:
         """Low-rank changes under the names that every architecture knows."""
@@ -260,6 +272,7 @@ def main(comfyui: str, models: str) -> None:
                 changes[f"{layer}.lora_down.weight"] = draw(rank, inputs) / inputs**0.5
         return changes
 
+    wanted = json.loads(kinds)
     folders = [Path(models) / kind for kind in ("diffusion_models", "loras")]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
@@ -276,10 +289,14 @@ def main(comfyui: str, models: str) -> None:
         metadata = {"format": "pt"}
         if "metadata" in family:
             metadata["config"] = json.dumps({"transformer": family.pop("metadata")})
-        file = f"stock-{name}.safetensors"
-        save_file(weights, folders[0] / file, metadata=metadata)
-        save_file(lora(weights), folders[1] / file)
-        written[name] = {"class": type(model).__name__, **family}
+        layers = layers_of(model, [u.module for u in Trunk.of(model, layout_of(model)).units])
+        known = [kind for kind in wanted.get(name, FORMATS) if kind in FORMATS]
+        for kind in known:
+            file = folders[0] / file_of(name, kind)
+            converted = FORMATS[kind](weights, layers)
+            save_file({k: v.contiguous() for k, v in converted.items()}, file, metadata=metadata)
+        save_file(lora(weights), folders[1] / file_of(name, "fp32"))
+        written[name] = {"class": type(model).__name__, "formats": known, **family}
     print(json.dumps(written))
 
 
