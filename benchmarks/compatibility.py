@@ -2,8 +2,8 @@
 
     python3 dev.py python -m benchmarks.compatibility [--out docs/compatibility.md]
 
-Runs what tests/host/test_architectures.py, test_stock_format.py and test_features.py run, and
-writes down what came of it.
+Runs what tests/host/test_architectures.py, test_stock_format.py, test_features.py and test_ways.py
+run, and writes down what came of it. Takes an hour on two cores.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ANIMATED = "SD 1.5 with AnimateDiff motion modules"
 UNTRIED = "-"
 
 Features = list[tuple[str, str, str]]  # name, the model that it was tried on, what came of it
+Files = dict[str, dict[str, str]]  # what came of each format, by the row among the architectures
+Ways = list[tuple[str, ...]]  # name, packs, what came of it in each place
 
 
 def main() -> None:
@@ -39,11 +42,16 @@ def main() -> None:
     options = parser.parse_args()
     comfyui = options.comfyui.resolve()
     architectures = run_architectures(comfyui)
-    features, files = run_on_server(comfyui)
+    features, files, ways = run_on_server(comfyui)
     rows = architecture_rows(architectures, features, files)
-    options.out.write_text(page(rows, features, version_of(comfyui)))
-    wrong = [row for row in (*rows, *features) if any(cell.startswith("no") for cell in row[2:])]
-    print(f"{len(architectures)} architectures, {len(features)} features; {options.out}")
+    formats = [(label, *came.values()) for label, came in files.items()]
+    options.out.write_text(page(rows, files, features, ways, version_of(comfyui)))
+    everything = (*rows, *features, *formats, *ways)
+    wrong = [row for row in everything if any(cell.startswith("no") for cell in row[1:])]
+    print(
+        f"{len(architectures)} architectures, {len(features)} features, "
+        f"{sum(map(len, files.values()))} files, {len(ways)} ways of packs; {options.out}"
+    )
     if wrong:
         sys.exit(f"not all of them are right: {wrong}")
 
@@ -61,16 +69,32 @@ def run_architectures(comfyui: Path) -> dict[str, Any]:
     return run("architecture_parity.py", comfyui, REPO_ROOT, timeout=1800)
 
 
-def run_on_server(comfyui: Path) -> tuple[Features, dict[str, bool]]:
-    """What came of each feature, and of the files in the stock format by architecture."""
+def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
+    """What came of each feature, of the files in the stock format, and of what packs do."""
     from demo import shapes
     from demo.comfy_server import ComfyServer
     from tests.host.features import FEATURES, outcome, write_files
     from tests.host.lab import ADAPTER_PACK, write_models
-    from tests.host.test_stock_format import compare, write
+    from tests.host.test_stock_format import KINDS as FORMATS
+    from tests.host.test_stock_format import PACKED, compare, write
+    from tests.host.ways import PLACES, WAYS
+    from tests.host.ways import outcome as outcome_of_way
+
+    def attempt(what: str, run: Callable[[], str]) -> str:
+        try:
+            result = run()
+        except Exception as error:
+            result = f"no: {type(error).__name__}: {error}".splitlines()[0]
+        print(f"{what}: {result}", flush=True)
+        return result
+
+    def compared(*case: Any) -> str:
+        compare(server, *case)
+        return "exact"
 
     rows: Features = []
-    files: dict[str, bool] = {}
+    files: Files = {}
+    ways: Ways = []
     with tempfile.TemporaryDirectory() as folder:
         env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
         packs = [shapes.PACK, ADAPTER_PACK]
@@ -78,27 +102,36 @@ def run_on_server(comfyui: Path) -> tuple[Features, dict[str, bool]]:
             write_models(server.models)
             write_files(server.models)
             for feature in FEATURES:
-                try:
-                    result = outcome(server, feature)
-                except Exception as error:
-                    result = f"no: {type(error).__name__}: {error}".splitlines()[0]
+                result = attempt(feature.name, lambda f=feature: outcome(server, f))
                 rows.append((feature.name, feature.kind, result))
-                print(*rows[-1], sep=": ", flush=True)
             for name, family in write(server).items():
                 if "missing" in family:
                     continue  # in this ComfyUI
-                try:
-                    compare(server, name, family)
-                    files[family["label"]] = True
-                except Exception as error:
-                    files[family["label"]] = False
-                    print(f"{name}: {type(error).__name__}: {error}", flush=True)
-                server.post("/asyncdiff/release", {})
-    return rows, files
+                came = files[family["label"]] = dict.fromkeys(FORMATS, UNTRIED)
+                for kind in family["formats"]:
+                    if kind not in PACKED.get(name, ()):
+                        case = (name, family, kind)
+                        came[kind] = attempt(f"{name}, {kind}", lambda c=case: compared(*c))
+                    server.post("/asyncdiff/release", {})
+            for way in WAYS:
+                results = [
+                    attempt(
+                        f"{way.name} {PLACES[place]}",
+                        lambda w=way, p=place: outcome_of_way(server, w, p),
+                    )
+                    for place in range(len(PLACES))
+                ]
+                ways.append((way.name, way.packs, *map(_in_short, results)))
+    return rows, files, ways
+
+
+def _in_short(result: str) -> str:
+    """Errors of this project say what is in the way; others are faults."""
+    return result if result.startswith(("exact", "local", "no:")) else "refused"
 
 
 def architecture_rows(
-    report: dict[str, Any], features: Features, files: dict[str, bool]
+    report: dict[str, Any], features: Features, files: Files
 ) -> list[tuple[str, ...]]:
     """The cells of each architecture: its name, its class, and ``yes``, ``no`` or `UNTRIED`."""
 
@@ -126,7 +159,7 @@ def architecture_rows(
         is_cut = held["cut anywhere"] and held.get("folded anywhere", True)
         exact = ["yes" if held[f"N={n}"] and is_cut else "no" for n in STAGES]
         is_async = held["async differs"] and all(held[f"N={n} async"] for n in STAGES)
-        file = [files[label]] if label in files else []
+        file = [came == "exact" for came in files.get(label, {}).values() if came != UNTRIED]
         more = (
             told(file + tried(label, "")),
             told(file + tried(label, "LoRA")),
@@ -136,8 +169,11 @@ def architecture_rows(
     return rows
 
 
-def page(rows: list[tuple[str, ...]], features: Features, version: str) -> str:
+def page(
+    rows: list[tuple[str, ...]], files: Files, features: Features, ways: Ways, version: str
+) -> str:
     """The tables as a document."""
+    formats = list(next(iter(files.values())))
     lines = [
         "# Compatibility",
         "",
@@ -153,14 +189,25 @@ def page(rows: list[tuple[str, ...]], features: Features, version: str) -> str:
         "of UNets two that are folded at a dozen places. *Async*: with a warm-up of one the stages",
         "give the bits that the algorithm's definition gives, for N = 2, 3 and 4.",
         "",
-        "*Load*, *LoRA* and *ControlNet* are tried on a live server with two workers: ComfyUI's",
-        "loader and this pack's read a small file in the stock format, and with full warm-up the",
-        "results have the same bits; so they have with a LoRA, and with ControlNets.",
+        "*Load*, *LoRA* and *ControlNet* are tried on a live server with two workers, with small",
+        "files in the stock format (see below), and with ControlNets.",
         f"{UNTRIED}: not tried.",
         "",
         "| models | ComfyUI's class | exact, N=2 | N=3 | N=4 | async | load | LoRA | ControlNet |",
         "|---|---|---|---|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        "## Formats of files",
+        "",
+        "Small files in the stock format, with layers above every threshold, on a live server with",
+        "two workers: by this pack's loader, by *Parallelize Model* behind ComfyUI's own, and by a",
+        "sampler node alone, each without and with a LoRA. *exact*: with full warm-up all results",
+        f"have the bits of the stock ones. {UNTRIED}: ComfyUI itself cannot load the family in this",
+        "format.",
+        "",
+        f"| models | {' | '.join(formats)} |",
+        f"|---|{'---|' * len(formats)}",
+        *(f"| {label} | {' | '.join(came.values())} |" for label, came in files.items()),
         "",
         "## What people do to models",
         "",
@@ -171,6 +218,17 @@ def page(rows: list[tuple[str, ...]], features: Features, version: str) -> str:
         "| what | tried on | result |",
         "|---|---|---|",
         *(f"| {name} | {KINDS[kind][0]} | {result} |" for name, kind, result in features),
+        "",
+        "## What packs do to models",
+        "",
+        "The ways in which packs reach into a MODEL, each done by a small node of the tests, tried",
+        "behind this pack's loader, before *Parallelize Model*, and before a sampler node that",
+        "chooses for itself. *exact* as above; *local*: the picture is the stock one, made in",
+        "ComfyUI's own process, and a note on the node says why; *refused*: an error names it.",
+        "",
+        "| what | done by | behind the loader | before *Parallelize* | sampler alone |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in ways),
     ]
     return "\n".join(lines) + "\n"
 

@@ -81,7 +81,8 @@ class ComfyServer:
 
     `base_dir` becomes ComfyUI's --base-directory: models/, input/, output/, temp/, user/, and
     custom_nodes/ with links to this pack and to those of `more_packs`, under the names of their
-    folders. `args` are further flags of ComfyUI's, `env` is added to this process's environment.
+    folders. `args` are further flags of ComfyUI's, `env` is added to this process's environment,
+    `cwd` is the folder it is started in, by default ComfyUI's own.
     The port is a free one; nothing but loopback is listened on. Without a CUDA device --cpu is
     added; giving it saves the two seconds of looking for one.
 
@@ -98,8 +99,10 @@ class ComfyServer:
         env: Mapping[str, str] | None = None,
         more_packs: Sequence[Path] = (),
         python: str = sys.executable,
+        cwd: Path | None = None,
     ) -> None:
         self.comfyui = Path(comfyui).absolute()
+        self.cwd = cwd or self.comfyui
         self.base_dir = Path(base_dir).absolute()
         self.args = list(args)
         self.env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -129,7 +132,14 @@ class ComfyServer:
 
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [self.python, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
+        command = [
+            self.python,
+            str(self.comfyui / "main.py"),
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
         command += ["--base-directory", str(self.base_dir)]
         command += ["--database-url", f"sqlite:///{(self.base_dir / 'comfyui.db').as_posix()}"]
         command += ["--disable-auto-launch", "--disable-api-nodes", *self.args]
@@ -139,7 +149,7 @@ class ComfyServer:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command,
-                cwd=self.comfyui,
+                cwd=self.cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -166,7 +166,7 @@ def _is_comfyuis(change: Change) -> bool:
         return True
     if name in _INTERNALS or name in module._buffers:
         return True
-    if name in getattr(type(module), "VARYING", ()) or name in _stored_by(type(module)):
+    if name in getattr(type(module), "VARYING", ()) or name in _stored_by(type(module).__mro__):
         return True
     if name not in module._parameters and any(
         isinstance(value, torch.Tensor) for value in (before, now)
@@ -178,11 +178,11 @@ def _is_comfyuis(change: Change) -> bool:
 
 
 @functools.cache
-def _stored_by(cls: type) -> frozenset[str]:
-    """Names of the attributes that the methods of a class store, apart from making an object."""
+def _stored_by(classes: tuple[type, ...]) -> frozenset[str]:
+    """Names of the attributes that methods of these classes store, apart from making an object."""
     methods = [
         getattr(value, "fget", getattr(value, "__func__", value))
-        for kind in cls.__mro__[: cls.__mro__.index(torch.nn.Module)]
+        for kind in classes[: classes.index(torch.nn.Module)]
         for name, value in vars(kind).items()
         if name != "__init__"
     ]

@@ -31,3 +31,10 @@ def test_workers_on_a_few_architectures(comfyui_path: Path) -> None:
     held = run("group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
     assert len(held) == 5 * 3 + 1 + 4
     assert [name for name, value in held.items() if not value] == []
+
+
+def test_what_is_around_diffusion_models(comfyui_path: Path) -> None:
+    """Real parts around skeletons, weights that tell only their looks, changes that are seen."""
+    held = run("around_the_model.py", comfyui_path, REPO_ROOT, timeout=280)
+    assert sum(name.startswith("around ") for name in held) > 60
+    assert [name for name, value in held.items() if not value] == []

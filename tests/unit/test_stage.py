@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from asyncdiff_core.errors import LayoutError
+from asyncdiff_core.errors import LayoutError, NumbersError
 from asyncdiff_core.packing import MessageLayout, copy_into
 from asyncdiff_core.partition import Range, Stage, links, units_of
 from asyncdiff_core.stage import Neighbours, OutputMeta, StagedModel, TensorMeta, copy_output
@@ -406,3 +406,17 @@ def test_scratch_is_reused_and_can_be_forgotten(name: str, monkeypatch: pytest.M
     staged.forget_scratch()
     assert not staged._scratch
     run_last()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_checked_when_asked(value: float) -> None:
+    """NaN behind any unit; infinity in the result, since masks among outputs may be infinite."""
+    staged = staged_model("chain")
+    everything: Stage = ((0, len(staged.trunk.units)),)
+    args, kwargs = make_inputs("chain", 0)
+    staged.run_stage(everything, args, kwargs, Given(), is_checked=True)
+    for parameter in staged.trunk.units[0].module.parameters():
+        parameter.data.fill_(value)
+    staged.run_stage(everything, args, kwargs, Given())
+    with pytest.raises(NumbersError, match="no finite numbers"):
+        staged.run_stage(everything, args, kwargs, Given(), is_checked=True)

@@ -1,0 +1,103 @@
+"""Where workers find code and files: loaders of packs, files that were replaced, relative paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from demo import shapes
+from demo.comfy_server import ComfyServer, PromptFailed
+from demo.graphs import Workflow, node
+
+from .features import parallelized
+from .lab import ADAPTER_PACK, asyncdiff, last_report, latent, workflow, write_models
+from .ways import alone
+
+STEPS = 3
+
+
+def by_pack(needs_server: bool) -> Workflow:
+    """A workflow whose loader is a pack's, which changes the weights that it loads."""
+    flow = workflow("wan", steps=STEPS, cfg=1.0)
+    loader = node("TestPackLoader", unet_name="tiny-wan.safetensors", needs_server=needs_server)
+    return {**flow, "model": loader}
+
+
+@pytest.mark.parametrize("spread", [parallelized, alone])
+def test_loader_of_a_pack(lab: ComfyServer, spread: Callable[[Workflow], Workflow]) -> None:
+    """Workers run it too: they load the pack under the name that ComfyUI gave it."""
+    flow = by_pack(needs_server=False)
+    stock = latent(lab, flow)
+    assert not torch.equal(stock, latent(lab, workflow("wan", steps=STEPS, cfg=1.0)))
+    before = last_report(lab)["ended"] if lab.get("/asyncdiff/report")["runs"] else 0.0
+    assert torch.equal(latent(lab, spread(flow)), stock)
+    assert last_report(lab)["ended"] > before
+    assert len(last_report(lab)["workers"]) == 2
+
+
+def test_loader_of_a_pack_that_workers_cannot_import(lab: ComfyServer) -> None:
+    """Refused by name where workers were asked for, local where they were not."""
+    flow = by_pack(needs_server=True)
+    stock = latent(lab, flow)
+    with pytest.raises(PromptFailed) as caught:
+        latent(lab, parallelized(flow))
+    assert caught.value.exception_type.endswith("WorkerRefusedError")
+    assert "needs ComfyUI's server" in caught.value.exception_message
+    before = len(lab.log_text())
+    assert torch.equal(latent(lab, alone(flow)), stock)
+    assert "needs ComfyUI's server" in lab.log_text()[before:]
+
+
+def test_file_that_was_replaced(lab: ComfyServer) -> None:
+    """The loaded MODEL goes on; workers that would load again say what has happened."""
+    folder = lab.models / "diffusion_models"
+    name = "replaced.safetensors"
+    with safe_open(folder / "tiny-wan.safetensors", "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+
+    def put(factor: float) -> None:
+        changed = {k: v * factor if v.ndim > 1 else v for k, v in weights.items()}
+        save_file(changed, folder / "part", metadata)
+        os.replace(folder / "part", folder / name)
+
+    put(1.0)
+    flow = workflow("wan", steps=STEPS)
+    flow["model"] = node("UNETLoader", unet_name=name, weight_dtype="default")
+    spread = parallelized(flow)
+    first = latent(lab, spread)
+    put(1.1)
+    assert torch.equal(latent(lab, spread), first)  # loaded already
+    lab.post("/asyncdiff/release", {})
+    with pytest.raises(PromptFailed, match="has changed") as caught:
+        latent(lab, spread)
+    assert caught.value.exception_type.endswith("LoaderError")
+    lab.post("/free", {"unload_models": True, "free_memory": True})
+    stock = latent(lab, flow)
+    assert not torch.equal(stock, first)
+
+
+def test_relative_paths_on_the_command_line(comfyui_path: Path, tmp_path: Path) -> None:
+    """They are meant where ComfyUI was started, and workers read the command line too."""
+    (tmp_path / "started" / "my-user").mkdir(parents=True)
+    server = ComfyServer(
+        *(comfyui_path, tmp_path / "base"),
+        args=["--user-directory", "my-user"],
+        env={"OMP_NUM_THREADS": "1"},
+        more_packs=[shapes.PACK, ADAPTER_PACK],
+        cwd=tmp_path / "started",
+    )
+    with server:
+        write_models(server.models)
+        flow = workflow("wan", steps=STEPS)
+        stock = latent(server, flow)
+        assert torch.equal(latent(server, asyncdiff(flow, warm_up=STEPS)), stock)
+        assert len(last_report(server)["workers"]) == 2
+        logs = list((tmp_path / "started" / "my-user").glob("asyncdiff/asyncdiff-*/*.log"))
+        assert len(logs) == 2
