@@ -33,7 +33,7 @@ _twins: weakref.WeakKeyDictionary[Any, dict[PlanRequest, AsyncDiffModelPatcher]]
 )
 
 # Stock models that cannot be spread, so that this is found out (and logged) once.
-_unspreadable: weakref.WeakSet[Any] = weakref.WeakSet()
+_unspreadable: weakref.WeakKeyDictionary[Any, UnspreadableError] = weakref.WeakKeyDictionary()
 
 # Marks a MODEL that was placed on one device, so that no sampler node spreads it after all.
 _WHOLE = "asyncdiff_whole"
@@ -128,6 +128,7 @@ def ensure_distributed(model: Any) -> Any:
     if isinstance(model, AsyncDiffModelPatcher) or model.get_attachment(_WHOLE):
         return model
     if model.model in _unspreadable:
+        stay_local(_unspreadable[model.model])  # each node that has no effect says so
         return model
     try:
         _require_layout(model.model.diffusion_model)
@@ -135,7 +136,7 @@ def ensure_distributed(model: Any) -> Any:
     except UnspreadableError as error:
         stay_local(error)
         if isinstance(error, LayoutError | LoaderError):
-            _unspreadable.add(model.model)
+            _unspreadable[model.model] = error.with_traceback(None)
         return model
     if isinstance(spread, AsyncDiffModelPatcher):
         spread.stock = model
