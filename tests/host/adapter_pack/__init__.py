@@ -9,10 +9,11 @@ from typing import Any
 
 import folder_paths
 
-from . import loaders, server_loaders, ways
+from . import loaders, server_loaders, stand_ins, ways
 from .attention import ImageAttention
 from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
+from .tiny import TestDescribedModel
 
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
 
@@ -126,5 +127,6 @@ NODE_CLASS_MAPPINGS = {
         *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
         *(TestWay, TestUndo, TestPackLoader),
+        *(TestDescribedModel, *stand_ins.NODES),
     )
 }
