@@ -9,6 +9,7 @@ What nothing can stand in for is left out, which is said.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,11 +30,20 @@ from .judge import (
     value_of,
 )
 
+log = logging.getLogger(__name__)
+
 STEPS, SPLIT_STEPS = 2, 4  # where one sampler goes on from another one, both need some
-KEPT = {"SIGMAS", "SAMPLER", "NOISE", "GUIDER"}
+KEPT = {"SIGMAS", "SAMPLER", "NOISE", "GUIDER", "LATENT_OPERATION"}
 VALUES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SCHEDULES = {"KSampler", "KSamplerAdvanced"}
 LORAS = {"LoraLoader", "LoraLoaderModelOnly"}
+# Patches that hold a model, for which a patch of the tests stands that does so too.
+WITH_MODEL = {
+    *("QwenImageDiffsynthControlnet", "ZImageFunControlnet", "USOStyleReference"),
+    *("AnimaLLLiteApply", "WanInfiniteTalkToVideo"),
+}
+# Nodes that look into an autoencoder.
+LEFT_OUT = {"TripoSplatSamplingPreview"}
 # Prompts that come with a picture: their text encoders add it to the conditioning.
 WITH_REFERENCE = {
     *("TextEncodeQwenImageEdit", "TextEncodeQwenImageEditPlus", "TextEncodeBooguEdit"),
@@ -56,7 +66,7 @@ SIZES = {"width": -1, "height": -2, "target_width": -1, "target_height": -2}
 LENGTHS = {"length", "video_frames", "frames", "num_frames", "frames_number"}
 
 
-class Lacking(Exception):
+class LackingError(Exception):
     """A node cannot be kept: it needs what nothing can stand in for."""
 
 
@@ -95,7 +105,7 @@ def reduced(
         link = made.kept(name, made.family_of(name))
         made.result.samplers.append(link)
         made.result.workflow[f"save {number}"] = node(
-            "TestSaveLatent", samples=[link, 0], filename_prefix=f"templates/{number:02}"
+            "TestSaveLatent", samples=[link, 0], filename_prefix=f"templates/{seed}"
         )
     return made.result
 
@@ -116,7 +126,7 @@ class _Reduction:
         self.is_split = any(
             one["class_type"] in ("SplitSigmas", "KSamplerAdvanced") for one in self.prompt.values()
         )
-        self._kept: dict[str, str | Lacking] = {}
+        self._kept: dict[str, str | LackingError] = {}
         self._stand_ins: dict[str, str] = {}
 
     def family_of(self, name: str) -> str:
@@ -124,7 +134,7 @@ class _Reduction:
         for model in loaders_of(self.prompt, name, self.object_info):
             if model.family is not None:
                 return model.family
-        raise Lacking(f"the model of node {name}")
+        raise LackingError(f"the model of node {name}")
 
     # Nodes that stay
 
@@ -132,17 +142,17 @@ class _Reduction:
         """Keep a node with what it needs; its name.
 
         Raises:
-            Lacking: it needs what there is none of.
+            LackingError: it needs what there is none of.
         """
         before = self._kept.get(name)
         if isinstance(before, str):
             return before
         if before is not None:
             raise before
-        self._kept[name] = Lacking(f"{self.prompt[name]['class_type']} leads to itself")
+        self._kept[name] = LackingError(f"{self.prompt[name]['class_type']} leads to itself")
         try:
             self.result.workflow[name] = self._rebuilt(name, family)
-        except Lacking as lacking:
+        except LackingError as lacking:
             self._kept[name] = lacking
             raise
         self._kept[name] = name
@@ -151,8 +161,8 @@ class _Reduction:
     def _rebuilt(self, name: str, family: str) -> Node:
         one = self.prompt[name]
         kind = one["class_type"]
-        if kind not in self.object_info:
-            raise Lacking(kind)
+        if kind not in self.object_info or kind in LEFT_OUT:
+            raise LackingError(kind)
         declared = self.object_info[kind]["input"]
         inputs = {}
         for key, value in one["inputs"].items():
@@ -166,7 +176,7 @@ class _Reduction:
                 continue
             options = its[1] if len(its) > 1 and isinstance(its[1], dict) else {}
             if "default" not in options:
-                raise Lacking(f"the {key} of {kind}")
+                raise LackingError(f"the {key} of {kind}")
             inputs[key] = options["default"]
         return node(kind, **self._shrunk(name, kind, inputs, family))
 
@@ -178,7 +188,8 @@ class _Reduction:
         original = value_of(self.prompt, self.prompt[name]["inputs"].get("steps"))
         for key, value in inputs.items():
             if key in SIZES:
-                inputs[key] = shape[SIZES[key]] * spatial
+                least = self._least(kind, key)
+                inputs[key] = max(least, shape[SIZES[key]] * spatial)
             elif key in LENGTHS and len(shape) == 5:
                 inputs[key] = (shape[2] - 1) * temporal + 1
             elif key in LENGTHS:
@@ -198,6 +209,15 @@ class _Reduction:
                 few = sorted({round(n * (len(sigmas) - 1) / steps) for n in range(steps + 1)})
                 inputs[key] = ", ".join(sigmas[n] for n in few)
         return inputs
+
+    def _least(self, kind: str, key: str) -> int:
+        """The smallest number that an input takes."""
+        declared = self.object_info[kind]["input"]
+        for section in ("required", "optional"):
+            its = declared.get(section, {}).get(key)
+            if its and len(its) > 1:
+                return int(its[1].get("min", 0))
+        return 0
 
     def _scaled(self, name: str, kind: str, step: int, original: Any, steps: int) -> int:
         """A step, in a run of fewer."""
@@ -229,6 +249,8 @@ class _Reduction:
             return self.linked(through, wanted, family) if is_link(through) else through
         its = outputs(kind, self.object_info)
         given = its[slot] if slot < len(its) else wanted
+        if given.startswith("COMFY_") or given == "*":
+            given = wanted  # it has the type of an input
         if wanted in VALUES or given in VALUES:
             return value_of(self.prompt, link)
         if given == "MODEL":
@@ -253,6 +275,10 @@ class _Reduction:
                     lora_name=self.families[family].get("file", f"stock-{family}.safetensors"),
                     strength_model=value_of(self.prompt, inputs.get("strength_model", 1.0)),
                 )
+            return [name, 0]
+        if self.prompt[name]["class_type"] in WITH_MODEL:
+            model = self.linked(inputs["model"], "MODEL", family)
+            self.result.workflow[name] = node("TestModelPatch", model=model)
             return [name, 0]
         return self._kept_or_passed(name, slot, "MODEL", family)
 
@@ -298,7 +324,7 @@ class _Reduction:
         shape = [1, 128, 4, 4] if its.get("nested") else its["latent"][0]
         if len(shape) == 5:
             shape = [*shape[:2], 1, *shape[3:]]
-        latent = self._added("TestLatent", shapes=json.dumps([shape]))
+        latent = self._added("TestLatent", shapes=json.dumps([shape]), number=self.seed)
         referring = f"reference {text}"
         self.result.workflow[referring] = node(
             "ReferenceLatent", conditioning=[text, 0], latent=latent
@@ -320,7 +346,7 @@ class _Reduction:
         shapes = self.families[family]["latent"]
         if not self.families[family].get("nested"):
             shapes = [shapes[-1] if "Audio" in kind else shapes[0]]
-        return self._added("TestLatent", shapes=json.dumps(shapes))
+        return self._added("TestLatent", shapes=json.dumps(shapes), number=self.seed)
 
     def _types_of(self, kind: str) -> set[str]:
         declared = self.object_info.get(kind, {}).get("input", {})
@@ -334,8 +360,9 @@ class _Reduction:
         """The node, or what it was to change; None where there is nothing of that type."""
         try:
             return [self.kept(name, family), slot]
-        except Lacking as lacking:
+        except LackingError as lacking:
             kind, inputs = self.prompt[name]["class_type"], self.prompt[name]["inputs"]
+            log.debug("without %s: %s", kind, lacking)
             if kind not in self.result.left_out:
                 self.result.left_out.append(kind)
             its = [n for n, out in enumerate(outputs(kind, self.object_info)) if out == wanted]

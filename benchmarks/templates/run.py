@@ -18,7 +18,7 @@ from demo.graphs import Workflow
 
 from .flatten import Json, flatten
 from .judge import Judgement, judge
-from .reduce import Lacking, Reduced, reduced
+from .reduce import LackingError, Reduced, reduced
 from .spread import LOADERS, TINY_LOADER, parallelized, with_samplers
 
 PACKAGE = "comfyui_workflow_templates_json"
@@ -136,7 +136,7 @@ class Trial:
         seed = next(_seeds)
         try:
             own, plain = self._reduced(judgement, seed), self._reduced(judgement, seed, cfg=1.0)
-        except Lacking as lacking:
+        except LackingError as lacking:
             row.outcomes = (Outcome(NOT_TRIED, f"there is nothing in place of {lacking}"),) * 2
             return row
         row.left_out = own.left_out

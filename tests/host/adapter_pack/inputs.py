@@ -44,7 +44,10 @@ class TestConditioning:
 
 
 class TestLatent:
-    """An empty latent of these shapes; of several parts (video and audio) if there are several."""
+    """An empty latent of these shapes; of several parts (video and audio) if there are several.
+
+    `number` changes nothing, but ComfyUI does not know.
+    """
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "make"
@@ -52,9 +55,10 @@ class TestLatent:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"shapes": ("STRING", {})}}
+        number = ("INT", {"default": 0, "max": 2**31})
+        return {"required": {"shapes": ("STRING", {})}, "optional": {"number": number}}
 
-    def make(self, shapes: str) -> tuple[Any]:
+    def make(self, shapes: str, number: int = 0) -> tuple[Any]:
         parts = [torch.zeros(shape) for shape in json.loads(shapes)]
         nested = comfy.nested_tensor.NestedTensor(parts) if len(parts) > 1 else parts[0]
         return ({"samples": nested},)

@@ -64,6 +64,7 @@ def families() -> dict[str, dict[str, Any]]:
     sixteen = {"in_channels": 16, "out_channels": 16}
     svd = {**of["SVD, SV3D"], "model_channels": 64, "context_dim": 1024, "adm_in_channels": 768}
     audio = {"embed_dim": 64, "depth": 5, "num_heads": 2, "cond_token_dim": 768}
+    audio["project_cond_tokens"] = True
     dancer = {**of["WanDancer"], "in_dim": 36, "out_dim": 16}
     return {
         "sd15": sd("SD15", use_linear_in_transformer=False),
@@ -161,7 +162,7 @@ def families() -> dict[str, dict[str, Any]]:
         ),
         "wan-s2v": {
             **of_wan("WAN22_S2V", of["Wan S2V"], model_type="s2v", in_dim=16, cond_dim=16),
-            "audio": [12, 8],
+            "audio": [25, 8],
         },
         "wan-humo": {
             **of_wan("WAN21_HuMo", of["Wan HuMo"], model_type="humo", in_dim=36),
