@@ -167,7 +167,7 @@ class _Reduction:
         inputs = {}
         for key, value in one["inputs"].items():
             wanted = input_type(kind, key, self.object_info)
-            if is_link(value) and value[0] in self.prompt:
+            if is_link(value):
                 value = self.linked(value, wanted, family)
             if value is not None:
                 inputs[key] = value
@@ -242,6 +242,8 @@ class _Reduction:
     def linked(self, link: list[Any], wanted: str, family: str) -> Any:
         """What an input gets in place of a link: a link, a value, or None."""
         name, slot = link
+        if name not in self.prompt:
+            return None
         one = self.prompt[name]
         kind = one["class_type"]
         if kind == "ComfySwitchNode":

@@ -19,7 +19,7 @@ from demo.graphs import Workflow
 from .flatten import Json, flatten
 from .judge import Judgement, judge
 from .reduce import LackingError, Reduced, reduced
-from .spread import LOADERS, TINY_LOADER, parallelized, with_samplers
+from .spread import parallelized, with_samplers
 
 PACKAGE = "comfyui_workflow_templates_json"
 PARALLEL, LOCAL, REFUSED, DIFFERENT = "parallel", "local", "refused", "different"
@@ -194,6 +194,15 @@ class Trial:
         done.notes = [line.partition(STAYS)[2] for line in log.splitlines() if STAYS in line]
         return done
 
+    def files_of(self, judgement: Judgement) -> list[Any]:
+        """What tells the files of its tiny models."""
+        return [
+            model.family
+            if "file" in self.families.get(model.family or "", {})
+            else (model.family, model.kind, model.loader)
+            for model in judgement.models
+        ]
+
     def release(self) -> None:
         """The next family gets the memory of the last one."""
         self.server.post("/asyncdiff/release", {})
@@ -215,11 +224,6 @@ def in_short(text: str, length: int = 160) -> str:
     """The first words, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= length else f"{line[:length].rsplit(' ', 1)[0]} ..."
-
-
-def users_loaders(flow: Workflow) -> list[str]:
-    """The nodes that load a model."""
-    return [name for name, one in flow.items() if one["class_type"] in (*LOADERS, TINY_LOADER)]
 
 
 def by_family(judgements: dict[str, Judgement]) -> list[str]:
