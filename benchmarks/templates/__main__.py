@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -61,8 +60,7 @@ def run(comfyui: Path, folder: Path, only: str) -> tuple[list[Row], list[str], i
         tempfile.TemporaryDirectory() as base,
         ComfyServer(comfyui, Path(base), env={"OMP_NUM_THREADS": "1"}, more_packs=packs) as server,
     ):
-        every = judged(comfyui, folder, server.get("/object_info"))
-        every = {name: its for name, its in every.items() if re.search(only, name)}
+        every = judged(comfyui, folder, server.get("/object_info"), only)
         sampling = {name: its for name, its in every.items() if its.samplers}
         idle = [name for name, its in every.items() if not its.samplers and not its.partner]
         possible = [its for its in sampling.values() if not its.lacking]

@@ -91,11 +91,13 @@ def partner_nodes(comfyui: Path) -> set[str]:
     return words
 
 
-def judged(comfyui: Path, folder: Path, object_info: Json) -> dict[str, Judgement]:
+def judged(comfyui: Path, folder: Path, object_info: Json, only: str = "") -> dict[str, Judgement]:
+    """The judgements of the templates whose names have the pattern `only` in them."""
     partners = partner_nodes(comfyui) - set(object_info)
     return {
         name: judge(flatten(workflow, object_info), object_info, partners)
         for name, workflow in workflows(folder)
+        if re.search(only, name)
     }
 
 
