@@ -55,7 +55,8 @@ SCALES = {
     **dict.fromkeys(("ltx", "ltx-av"), (32, 8)),
     **dict.fromkeys(("hunyuan-video-1.5", "hunyuan-video-sr"), (16, 4)),
     **dict.fromkeys(("wan22-5b", "wan22-5b-control", "wan22-5b-inpaint"), (16, 4)),
-    **dict.fromkeys(("chroma-radiance", "pixeldit", "pid"), (1, 1)),
+    **dict.fromkeys(("chroma-radiance", "pixeldit", "pid", "hidream-o1"), (1, 1)),
+    "minimax-h3": (16, 4),
 }
 # What an image encoder gives: tokens and their width.
 VISION = {

@@ -115,6 +115,30 @@ def families() -> dict[str, dict[str, Any]]:
             pooled=8,
             more={"conditioning_llama3": [1, 6, 5, 16]},
         ),
+        "hidream-o1": {
+            "model": "HiDreamO1",
+            "config": {
+                "text_config_overrides": {
+                    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3},
+                    **{"num_attention_heads": 2, "num_key_value_heads": 1},
+                },
+                "vision_config_overrides": {
+                    **{"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "depth": 2},
+                    "deepstack_visual_indexes": [0, 1],
+                },
+            },
+            **{"latent": [[1, 3, 64, 64]], "text": 16},
+            "more": {"text_input_ids_tokens": [1, 7]},
+        },
+        "minimax-h3": {
+            "model": "MiniMaxH3",
+            "config": {
+                **{"hidden_size": 64, "num_layers": 3, "token_refiner_num_layers": 1},
+                **{"num_attention_heads": 2, "ffn_hidden_size": 96, "text_dim": 16},
+                **{"time_embed_hidden_size": 64, "time_embed_dim": 32},
+            },
+            **{"latent": [[1, 24, 2, 4, 4], [1, 32, 2, 16]], "text": 16, "nested": True},
+        },
         "omnigen2": plain("Omnigen2", "OmniGen2", picture, {"in_channels": 16}, masked=True),
         "boogu": plain("Boogu", "Boogu", picture, {"in_channels": 16}, masked=True),
         "anima": {
