@@ -17,6 +17,28 @@ KINDS = {
     NOT_TRIED: "no small prompt could be made",
 }
 NOTHING = "-"
+HOW = """\
+Each template becomes the prompt that the browser would send. Its samplers, guiders, schedules,
+patches of the MODEL and the nodes that prepare conditioning and latents stay, with small sizes and
+few steps; its loaders get a tiny model of the same class with random weights, its LoRAs a tiny
+LoRA. Families that can be small in the stock format are read by ComfyUI's loader, in the format
+nearest to what the name of the file tells; for the others a loader of the tests gives ComfyUI's
+class a small configuration. Text encoders, autoencoders, image and audio encoders and pictures have
+stand-ins, and so have patches that bring a model of their own. What had to be left out is in the
+column *without*. Then the prompt runs as it is, and with full warm-up
+
+- with *Parallelize Model* (`cpu,cpu`) behind each loader and *Schedule* before each sampler;
+- with this pack's sampler nodes in place of KSampler, and *Schedule* on the stock MODEL before
+  custom samplers. Here cfg is 1, in the stock prompt too: for two conds replicas are chosen, whose
+  bits are those of the stock sampler with one cond after the other.
+
+Bits are compared with `torch.equal`."""
+COLUMNS = """\
+*file*: the loader, and the format that the name of the file tells. *steps*: of each sampler, in the
+template. *ideal*: how much faster two devices would be with the default warm-up if nothing but the
+stages took time: *T* evaluations, of which *w* are synchronous, take as long as *w* + (*T* - *w*) /
+2\. Numbers behind outcomes lead to the list below the table. (p): it asks a partner's service too;
+what that gives has a stand-in."""
 
 
 def page(rows: list[Row], idle: list[str], num_partner: int, version: str, package: str) -> str:
@@ -37,21 +59,7 @@ def page(rows: list[Row], idle: list[str], num_partner: int, version: str, packa
         "",
         "    python3 dev.py python -m benchmarks.templates",
         "",
-        "Each template becomes the prompt that the browser would send. Its samplers, guiders,",
-        "schedules, patches of the MODEL and the nodes that prepare conditioning and latents stay,",
-        "with small sizes and few steps; its loaders get a tiny model of the same class with",
-        "random weights, its LoRAs a tiny LoRA. Text encoders, autoencoders, image and audio",
-        "encoders and pictures have stand-ins, and so have patches that bring a model of their",
-        "own. What had to be left out is in the column *without*. Then it runs as it is, and with",
-        "full warm-up",
-        "",
-        "- with *Parallelize Model* (`cpu,cpu`) behind each loader and *Schedule* before each",
-        "  sampler, and",
-        "- with this pack's sampler nodes in place of KSampler, and *Schedule* on the stock MODEL",
-        "  for custom samplers; both with cfg 1, since with 2 conds and 2 devices replicas are",
-        "  chosen, whose bits differ from those of a batch of 2.",
-        "",
-        "Bits are compared with `torch.equal`.",
+        *HOW.splitlines(),
         "",
         "## Summary",
         "",
@@ -64,10 +72,7 @@ def page(rows: list[Row], idle: list[str], num_partner: int, version: str, packa
         "",
         "## Templates",
         "",
-        "*file*: the loader, and the format that the name of the file tells. *steps*: of each",
-        "sampler, in the template. *ideal*: how much faster two devices would be with the default",
-        "warm-up if nothing but the stages took time: T evaluations, of which w are synchronous,",
-        "take as long as w + (T - w) / 2. Numbers behind outcomes lead to the list below.",
+        *COLUMNS.splitlines(),
         "",
         "| template | model | file | patches | steps | ideal | *Parallelize* | sampler | without |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -96,7 +101,7 @@ def _line(row: Row, reasons: dict[str, int]) -> str:
     files = [f"{m.loader} {m.format}".strip() for m in judgement.models]
     gain = judgement.ideal_gain
     cells = [
-        row.name,
+        f"{row.name} (p)" if judgement.partner else row.name,
         row.model_class or NOTHING,
         _joined(files),
         _joined(judgement.patches),
