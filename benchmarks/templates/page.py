@@ -36,9 +36,9 @@ Bits are compared with `torch.equal`."""
 COLUMNS = """\
 *file*: the loader, and the format that the name of the file tells. *steps*: of each sampler, in the
 template. *ideal*: how much faster two devices would be with the default warm-up if nothing but the
-stages took time: *T* evaluations, of which *w* are synchronous, take as long as *w* + (*T* - *w*) /
-2\. Numbers behind outcomes lead to the list below the table. (p): it asks a partner's service too;
-what that gives has a stand-in."""
+stages took time: *T* evaluations, *w* of them synchronous, take as long as *w* + (*T* - *w*) / 2.
+Numbers behind outcomes lead to the list below the table. (p): it asks a partner's service too; what
+that gives has a stand-in."""
 
 
 def page(rows: list[Row], idle: list[str], num_partner: int, version: str, package: str) -> str:
