@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_patcher
 import folder_paths
+import torch
 
 from . import loaders, server_loaders, stand_ins, ways
 from .attention import ImageAttention
@@ -49,7 +51,8 @@ class TestModelPatch(ModelNode):
 
     def patch(self, model: Any) -> tuple[Any]:
         model = model.clone()
-        own = model.clone()
+        devices = {"load_device": model.load_device, "offload_device": model.offload_device}
+        own = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), **devices)
 
         class Patch:
             def __call__(self, args: Any) -> Any:

@@ -25,8 +25,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-# Layers that ComfyUI's own process runs, where a LoRA of them is refused: those of LTX-2.
-IN_THE_HOST = ("caption_projection", "embeddings_connector")
+# Layers that ComfyUI's own process runs, where a LoRA of them is refused: of LTX-2, of Anima.
+IN_THE_HOST = ("caption_projection", "embeddings_connector", "llm_adapter")
 
 
 def families() -> dict[str, dict[str, Any]]:
