@@ -64,6 +64,7 @@ VISION = {
     **{"hunyuan-video-1.5": (9, 1152), "hunyuan-video-sr": (9, 1152)},
 }
 SIZES = {"width": -1, "height": -2, "target_width": -1, "target_height": -2}
+CFGS = {"cfg", "cfg_conds", "cfg_cond2_negative"}
 LENGTHS = {"length", "video_frames", "frames", "num_frames", "frames_number"}
 
 
@@ -199,7 +200,7 @@ class _Reduction:
                 inputs[key] = 1
             elif key in ("seed", "noise_seed"):
                 inputs[key] = self.seed
-            elif key == "cfg" and self.cfg is not None:
+            elif key in CFGS and self.cfg is not None:
                 inputs[key] = self.cfg
             elif key == "steps" and isinstance(value, int | float):
                 inputs[key] = min(steps, int(value))
