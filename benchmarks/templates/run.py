@@ -19,7 +19,7 @@ from demo.graphs import Workflow
 from .flatten import Json, flatten
 from .judge import Judgement, judge
 from .reduce import LackingError, Reduced, reduced
-from .spread import parallelized, with_samplers
+from .spread import WARM_UP, parallelized, with_samplers
 
 PACKAGE = "comfyui_workflow_templates_json"
 PARALLEL, LOCAL, REFUSED, DIFFERENT = "parallel", "local", "refused", "different"
@@ -151,7 +151,9 @@ class Trial:
         # bits.
         if plain.workflow != own.workflow:
             stock = self.run(plain.workflow)
-        second = self._outcome(plain, stock, with_samplers(plain.workflow, self.object_info))
+        second = self._outcome(
+            plain, stock, with_samplers(plain.workflow, self.object_info, WARM_UP + seed)
+        )
         row.outcomes = (first, second)
         return row
 
