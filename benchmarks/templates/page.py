@@ -63,8 +63,8 @@ def page(rows: list[Row], idle: list[str], num_partner: int, version: str, packa
         "",
         "## Summary",
         "",
-        f"{len(rows) + len(idle) + num_partner} templates: {num_partner} ask a partner's service"
-        f" and sample no model here, {len(idle)} sample no model either, {len(rows)} do.",
+        f"{len(rows) + len(idle) + num_partner} templates: {num_partner} ask a partner's service",
+        f"and sample no model here, {len(idle)} sample no model either, {len(rows)} do.",
         "",
         "| outcome | what it means | *Parallelize Model* | sampler nodes |",
         "|---|---|---|---|",
@@ -105,10 +105,7 @@ def _line(row: Row, reasons: dict[str, int]) -> str:
         row.model_class or NOTHING,
         _joined(files),
         _joined(judgement.patches),
-        " + ".join(
-            _grouped([str(s) if s is not None else "?" for s in judgement.samplers.values()])
-        )
-        or NOTHING,
+        _grouped(["?" if steps is None else str(steps) for steps in judgement.samplers.values()]),
         f"{gain:.2f}x" if gain is not None else NOTHING,
         *(_told(outcome.kind, outcome.why, reasons) for outcome in row.outcomes),
         _joined(row.left_out),
