@@ -32,7 +32,7 @@ _twins: weakref.WeakKeyDictionary[Any, dict[PlanRequest, AsyncDiffModelPatcher]]
     weakref.WeakKeyDictionary()
 )
 
-# Stock models that cannot be spread, so that this is found out (and logged) once.
+# Why stock models cannot be spread, so that this is found out once.
 _unspreadable: weakref.WeakKeyDictionary[Any, UnspreadableError] = weakref.WeakKeyDictionary()
 
 # Marks a MODEL that was placed on one device, so that no sampler node spreads it after all.
