@@ -136,7 +136,8 @@ def ensure_distributed(model: Any) -> Any:
     except UnspreadableError as error:
         stay_local(error)
         if isinstance(error, LayoutError | LoaderError):
-            _unspreadable[model.model] = error.with_traceback(None)
+            # Its traceback, and those of its causes, would keep the model.
+            _unspreadable[model.model] = type(error)(str(error))
         return model
     if isinstance(spread, AsyncDiffModelPatcher):
         spread.stock = model

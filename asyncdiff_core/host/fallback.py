@@ -51,8 +51,7 @@ def or_else_local(executor: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return executor(*args, **kwargs)
     except UnspreadableError as error:
-        reason = error
-    stay_local(reason)
+        stay_local(error)  # and not kept, since its traceback holds this very frame
     patcher.remote.unload()
     local = patcher.local()
     if local.is_dynamic() and any(map(comfy.sampler_helpers.cond_has_hooks, conds.values())):

@@ -32,8 +32,6 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK, ADAPTER_PACK]
     with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         yield running
-        # ComfyUI's words for a model in a cycle of references, which stays until there is no room.
-        assert "memory leak" not in running.log_text()
 
 
 @pytest.fixture(scope="session")

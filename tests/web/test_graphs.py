@@ -190,7 +190,7 @@ def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
         "AsyncDiffKSampler"
     ]
     (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
-    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 3, "time_shift": False}
+    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 0, "time_shift": False}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
     assert flow[decode["inputs"]["samples"][0]] is new
 
@@ -209,6 +209,6 @@ def test_a_sampler_in_a_subgraph_becomes_parallel(page: Canvas) -> None:
     )
     flow = page.exported()
     (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
-    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 3, "time_shift": False}
+    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 0, "time_shift": False}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
     assert flow[decode["inputs"]["samples"][0]] is new
