@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import socket
+import struct
 import sys
 import threading
 import time
@@ -73,19 +74,14 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="A worker of AsyncDiff; started by ComfyUI.", allow_abbrev=False
     )
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--control-fd", type=int, help="inherited socket (POSIX)")
-    group.add_argument("--control-stdin", action="store_true", help="shared socket (Windows)")
+    parser.add_argument("--sockets", required=True, help="RANK:DESCRIPTOR,... or stdin (Windows)")
     parser.add_argument("--host", type=int, required=True, help="process that starts this one")
     parser.add_argument("--folder", required=True, help="of the group")
     options, host_arguments = parser.parse_known_args(argv)
     # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
     sys.argv = [sys.argv[0], *host_arguments]
-    if options.control_fd is not None:
-        sock = socket.socket(fileno=options.control_fd)
-    else:
-        sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
-    sock.setblocking(True)
+    peers = inherited(options.sockets)
+    sock = peers.pop(-1)
     host = Host(options.host, options.folder)
     try:
         with SignsOfLife(sock, host):
@@ -94,7 +90,26 @@ def main(argv: Sequence[str]) -> None:
         traceback.print_exc()
         sock.sendall(plain_frame(("Failed", 0, _failure(error))))
         sys.exit(1)
-    run(sock, host)
+    run(sock, host, peers)
+
+
+def inherited(description: str) -> dict[int, socket.socket]:
+    """The sockets that process.py gives, by the rank at their other end; that of the host is -1."""
+    sockets = {}
+    if description == "stdin":
+        while head := sys.stdin.buffer.read(8):
+            rank, size = struct.unpack("<iI", head)
+            shared = sys.stdin.buffer.read(size)
+            sockets[rank] = socket.fromshare(shared)  # type: ignore[attr-defined]
+    else:
+        for part in description.split(","):
+            rank, descriptor = map(int, part.split(":"))
+            sockets[rank] = socket.socket(fileno=descriptor)
+            # What this process starts itself must not hold them when it is gone.
+            sockets[rank].set_inheritable(False)
+    for sock in sockets.values():
+        sock.setblocking(True)
+    return sockets
 
 
 def _failure(error: Exception) -> tuple[str, str, str]:

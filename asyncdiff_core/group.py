@@ -25,7 +25,7 @@ from .log import get_logger, make_folder
 from .memory import total_bytes
 from .partition import Stage, cut, links, units_of
 from .plan import ParallelPlan, Placement
-from .process import Launch, WorkerProcess
+from .process import Launch, WorkerProcess, socket_mesh
 from .report import RunReport, Span, WorkerReport
 from .residuals import Residuals
 from .schedule import AsyncSchedule, Round
@@ -153,12 +153,13 @@ class WorkerGroup(Evaluator):
         """
         num_threads = cpu_threads_per_worker(self.plan.devices)
         requests = []
-        with self._exchange.breaks():
+        with self._exchange.breaks(), socket_mesh(self.plan.num_workers) as mesh:
             for placement in self.plan.placements():
                 rank = placement.rank
                 process = WorkerProcess(
                     *(f"worker {rank}", placement.device, self._launch, num_threads),
                     log_file=self.folder / f"worker-{rank}.log",
+                    peers=mesh[rank],
                 )
                 self.members.append(Member(placement, process))
                 self._exchange.add(process)
@@ -171,7 +172,6 @@ class WorkerGroup(Evaluator):
                     spec=self.source.spec,
                     backend=self._backend,
                     rendezvous=str(self.folder / "rendezvous"),
-                    world_size=self.plan.num_workers,
                 )
                 requests.append((process, request))
         self._exchange.post(requests)

@@ -37,7 +37,6 @@ class Configure:
     spec: dict[str, Any]
     backend: str
     rendezvous: str
-    world_size: int
 
 
 @dataclass(frozen=True)

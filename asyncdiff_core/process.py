@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +85,49 @@ def device_environment(device: str, base: Mapping[str, str]) -> tuple[dict[str, 
     return {}, device
 
 
+@contextlib.contextmanager
+def socket_mesh(number: int) -> Iterator[list[dict[int, socket.socket]]]:
+    """A socket between each two of `number` workers: for each worker its ends, by rank.
+
+    They are for the workers to inherit; here they are closed when the context ends.
+
+    Raises:
+        WorkerStartError: there are no descriptors left for them.
+    """
+    ends: list[dict[int, socket.socket]] = [{} for _ in range(number)]
+    try:
+        for one, other in itertools.combinations(range(number), 2):
+            ends[one][other], ends[other][one] = socket.socketpair()
+        yield ends
+    except OSError as error:
+        raise WorkerStartError(f"no sockets could be made between workers: {error}") from error
+    finally:
+        for sock in itertools.chain.from_iterable(by_rank.values() for by_rank in ends):
+            sock.close()
+
+
+# On Windows a worker reads of each socket its rank, or -1, and how long its description is.
+SHARED = struct.Struct("<iI")
+
+
 class WorkerProcess:
-    """A worker process, and this end of its control channel."""
+    """A worker process, and this end of its control channel.
+
+    Args:
+        peers: sockets to other workers, by rank, which it inherits.
+
+    Raises:
+        WorkerStartError: it could not be started.
+    """
 
     def __init__(
-        self, name: str, device: str, launch: Launch, num_threads: int, log_file: Path
+        self,
+        name: str,
+        device: str,
+        launch: Launch,
+        num_threads: int,
+        log_file: Path,
+        peers: Mapping[int, socket.socket],
     ) -> None:
         self.name = name
         self.device = device
@@ -98,7 +140,9 @@ class WorkerProcess:
         command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
         windows = sys.platform == "win32"
-        control = ["--control-stdin"] if windows else ["--control-fd", str(theirs.fileno())]
+        inherited = {-1: theirs, **peers}
+        numbers = [f"{rank}:{sock.fileno()}" for rank, sock in inherited.items()]
+        control = ["--sockets=stdin" if windows else f"--sockets={','.join(numbers)}"]
         # A host that ends at once is no longer the worker's parent when that asks for it.
         control += ["--host", str(os.getpid()), "--folder", str(log_file.parent)]
         try:
@@ -110,14 +154,16 @@ class WorkerProcess:
                     stdin=subprocess.PIPE if windows else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=() if windows else (theirs.fileno(),),
+                    pass_fds=() if windows else [sock.fileno() for sock in inherited.values()],
                     # The stop key of a terminal is the host's affair, which ends workers itself.
                     start_new_session=True,
                 )
                 if windows:
                     assert self._process.stdin is not None
-                    self._process.stdin.write(theirs.share(self._process.pid))  # type: ignore[attr-defined]
-                    self._process.stdin.close()
+                    with self._process.stdin as stdin:
+                        for rank, sock in inherited.items():
+                            shared = sock.share(self._process.pid)  # type: ignore[attr-defined]
+                            stdin.write(SHARED.pack(rank, len(shared)) + shared)
         except OSError as error:
             self.channel.close()
             raise WorkerStartError(f"{self} could not be started: {error}") from error

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from .log import get_logger
 from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 from .messages import from_wire, to_wire
 from .partition import Stage
+from .peers import Peer
 from .report import Span
 from .schedule import Mode
 from .stage import StagedModel
@@ -80,9 +81,12 @@ class StageModel(Protocol):
 class Worker:
     """Answers the host's messages, one at a time, in order."""
 
-    def __init__(self, channel: Channel, config: messages.Configure) -> None:
+    def __init__(
+        self, channel: Channel, config: messages.Configure, peers: Mapping[int, Peer]
+    ) -> None:
         self._channel = channel
         self._config = config
+        self._peers = peers
         self._device = torch.device(config.device)
         self._log = get_logger(config.name)
         module, _, function = config.builder.partition(":")
@@ -139,7 +143,7 @@ class Worker:
         if self._transport is None:
             config = self._config
             self._transport = Transport(
-                *(config.rank, config.world_size, self._device),
+                *(config.rank, self._peers, self._device),
                 backend=config.backend,  # type: ignore[arg-type]
                 rendezvous=Path(config.rendezvous),
             )
@@ -249,7 +253,7 @@ def measure_device(device: torch.device) -> tuple[str, float]:
     return name, 2 * size**3 / best
 
 
-def serve(channel: Channel, host: Host) -> None:
+def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
     """Read messages until the host says stop, and answer them.
 
     A thread of its own reads the socket, so that the host never waits for a busy worker to take a
@@ -310,7 +314,7 @@ def serve(channel: Channel, host: Host) -> None:
             was_busy.set()
             try:
                 if worker is None:
-                    worker = Worker(channel, config)
+                    worker = Worker(channel, config, peers)
                     answer = worker.ready()
                 else:
                     answer = worker.handle(message, ticket)
@@ -338,11 +342,11 @@ def failure(error: Exception) -> messages.Failed:
     return messages.Failed(text, kind, traceback.format_exc())
 
 
-def run(sock: socket.socket, host: Host) -> None:
-    """Serve `host` at the other end of `sock`, and end the process."""
+def run(sock: socket.socket, host: Host, peers: Mapping[int, socket.socket]) -> None:
+    """Serve `host` at the other end of `sock`, and end the process. `peers`: other workers."""
     faulthandler.enable()
     try:
-        serve(Channel(sock), host)
+        serve(Channel(sock), host, {rank: Peer(rank, peer) for rank, peer in peers.items()})
     except ChannelClosedError:
         host.is_gone()
     sys.stdout.flush()

@@ -142,7 +142,7 @@ def to_host(count: int, seed: int, folder: Path) -> Counter[str]:
     with _canary(folder) as canary:
         for number in range(count):
             data = hostile(chance.choice(frames), chance, canary)
-            worker = WorkerProcess("worker 0", "cpu", launch, 1, folder / "worker-0.log")
+            worker = WorkerProcess("worker 0", "cpu", launch, 1, folder / "worker-0.log", {})
             try:
                 found[_host_takes(worker, data, ends=number % 4 != 0)] += 1
             finally:
@@ -260,7 +260,7 @@ def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
 
 @contextmanager
 def _worker(folder: Path) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess("worker 0", "cpu", LAUNCH, 1, folder / "worker-0.log")
+    worker = WorkerProcess("worker 0", "cpu", LAUNCH, 1, folder / "worker-0.log", {})
     try:
         own = Path(tempfile.mkdtemp(dir=folder))
         worker.send(
@@ -271,9 +271,8 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
                 num_threads=1,
                 builder="tests.toys:build",
                 spec={"model": "chain"},
-                backend="gloo",
+                backend="socket",
                 rendezvous=str(own / "rendezvous"),
-                world_size=1,
             ),
             HANG_SECONDS,
         )
