@@ -140,12 +140,17 @@ class _Waiting:
         self._future.result()
 
 
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    array: Any = tensor.numpy()
+    return memoryview(array)
+
+
 def _to(peer: Peer) -> Callable[[torch.Tensor], Work]:
-    return lambda tensor: _Waiting(peer.send(memoryview(tensor.numpy())))
+    return lambda tensor: _Waiting(peer.send(_bytes_of(tensor)))
 
 
 def _from(peer: Peer) -> Callable[[torch.Tensor], Work]:
-    return lambda tensor: _Waiting(peer.receive(memoryview(tensor.numpy())))
+    return lambda tensor: _Waiting(peer.receive(_bytes_of(tensor)))
 
 
 def _to_nccl(rank: int) -> Callable[[torch.Tensor], Work]:

@@ -510,7 +510,10 @@ def listening_addresses(pid: int) -> Iterator[ipaddress.IPv4Address | ipaddress.
     """The addresses at which process `pid` accepts connections or datagrams."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(descriptor)
+        try:
+            target = os.readlink(descriptor)
+        except FileNotFoundError:
+            continue  # that by which the folder was read
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     for table in ("tcp", "tcp6", "udp", "udp6"):
