@@ -7,6 +7,7 @@ from the first moment on: importing torch and ComfyUI can take minutes from a co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import socket
@@ -31,18 +32,22 @@ class Host:
     pid: int
     folder: str
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the host runs. Windows doesn't tell: a process there keeps its parent."""
+        return os.name != "posix" or os.getppid() == self.pid
+
     def is_gone(self) -> None:
         """End this process, as its host has closed the socket without a word.
 
-        If the host has ended it could not remove the folder, so it is done here. Windows doesn't
-        tell (a process there keeps the parent that it had), and the next host does it.
+        If the host has ended it could not remove the folder, so it is done here, or on Windows by
+        the next host.
         """
-        if os.name == "posix":
-            deadline = time.monotonic() + 2.0
-            while os.getppid() == self.pid and time.monotonic() < deadline:
-                time.sleep(0.02)  # it closes its sockets a moment before it is gone
-            if os.getppid() != self.pid:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        deadline = time.monotonic() + 2.0
+        while os.name == "posix" and self.is_there and time.monotonic() < deadline:
+            time.sleep(0.02)  # it closes its sockets a moment before it is gone
+        if not self.is_there:
+            shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(0)  # nobody is left to report to
 
 
@@ -65,6 +70,8 @@ class SignsOfLife:
         beat = plain_frame(("Beat", 0, (0, "computing")))
         try:
             while not self._over.wait(BEAT_SECONDS):
+                if not self._host.is_there:
+                    self._host.is_gone()  # even if some process still has its end of the socket
                 self._socket.sendall(beat)
         except OSError:
             self._host.is_gone()
@@ -87,9 +94,12 @@ def main(argv: Sequence[str]) -> None:
         with SignsOfLife(sock, host):
             from .worker import run
     except Exception as error:
-        traceback.print_exc()
-        sock.sendall(plain_frame(("Failed", 0, _failure(error))))
-        sys.exit(1)
+        with contextlib.suppress(OSError):
+            sock.sendall(plain_frame(("Failed", 0, _failure(error))))
+        with contextlib.suppress(Exception):  # a full disk
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(1)
     run(sock, host, peers)
 
 

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from .errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
-from .log import last_line
+from .log import get_logger, last_line
 from .messages import Activity, Beat, Ready, RunEnded, from_wire, to_wire
+
+log = get_logger("process")
 
 STOP_SECONDS = 3.0
 
@@ -135,7 +137,10 @@ class WorkerProcess:
         device_env, self.local_device = device_environment(device, os.environ)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
         env = {**_ALLOCATOR, **os.environ, **device_env, **threads, "PYTHONUNBUFFERED": "1"}
-        self.channel, theirs = Channel.pair()
+        try:
+            self.channel, theirs = Channel.pair()
+        except OSError as error:
+            raise WorkerStartError(f"{self} could not be started: {error}") from error
         module = f"{__package__.rpartition('.')[2]}.entry"
         command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
@@ -258,15 +263,38 @@ class WorkerProcess:
         """Close the channel, at which a worker ends itself, even a busy one."""
         self.channel.close()
 
-    def join(self, timeout: float = STOP_SECONDS) -> None:
-        """Wait for the end of the process; make it end if it does not by itself."""
-        for end in (self._process.terminate, self._process.kill):
-            try:
-                self._process.wait(timeout)
-                return
-            except subprocess.TimeoutExpired:
-                end()
-        self._process.wait()
+    def has_ended(self, until: float) -> bool:
+        """Whether the process has ended by the time `until`, of `time.monotonic`."""
+        try:
+            self._process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def terminate(self) -> None:
+        """Ask the process to end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+
+
+def end_all(processes: Iterable[WorkerProcess], timeout: float = STOP_SECONDS) -> None:
+    """Wait for the end of all processes, and make those end that do not by themselves.
+
+    They have `timeout` seconds all together, and again after each of two signals. What not even the
+    second one ends (a process in the middle of a call of a driver) is left, with a line in the log.
+    """
+    left = list(processes)
+    for end in (None, WorkerProcess.terminate, WorkerProcess.kill):
+        if end is not None:
+            for process in left:
+                end(process)
+        until = time.monotonic() + timeout
+        left = [process for process in left if not process.has_ended(until)]
+    for process in left:
+        log.warning("process %d (%s) cannot be ended", process.pid, process)
 
 
 class _named:  # noqa: N801 - reads as a statement

@@ -6,6 +6,7 @@ the socket that it inherited. When that socket closes, however ComfyUI ended, th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import importlib
@@ -274,7 +275,9 @@ def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
                 host.is_gone()
             os._exit(0)
         except BaseException:
-            traceback.print_exc()
+            with contextlib.suppress(Exception):  # a full disk
+                traceback.print_exc()
+                sys.stderr.flush()
             os._exit(1)
 
     logging.basicConfig(level=logging.INFO, format=f"[{config.name}] %(levelname)s %(message)s")
@@ -288,6 +291,8 @@ def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
     def beat() -> None:
         while True:
             time.sleep(BEAT_SECONDS)
+            if not host.is_there:
+                host.is_gone()  # even if some process still has its end of the socket
             is_busy = busy.is_set()
             if not (is_busy or was_busy.is_set()):
                 continue
@@ -349,7 +354,8 @@ def run(sock: socket.socket, host: Host, peers: Mapping[int, socket.socket]) -> 
         serve(Channel(sock), host, {rank: Peer(rank, peer) for rank, peer in peers.items()})
     except ChannelClosedError:
         host.is_gone()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Interpreter shutdown joins threads of libraries that may never end.
     os._exit(0)

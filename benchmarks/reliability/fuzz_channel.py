@@ -30,7 +30,7 @@ from asyncdiff_core.channel import Channel, encode_frame
 from asyncdiff_core.errors import AsyncDiffError
 from asyncdiff_core.frames import HEADER, MAGIC
 from asyncdiff_core.messages import from_wire, to_wire
-from asyncdiff_core.process import Launch, WorkerProcess
+from asyncdiff_core.process import Launch, WorkerProcess, end_all
 from tests.distributed.helpers import LAUNCH
 
 from .bombs import BOMBS
@@ -166,7 +166,7 @@ def to_host(count: int, seed: int, folder: Path) -> Counter[str]:
             finally:
                 worker.close()
                 worker._process.kill()
-                worker.join()
+                end_all([worker])
     return found
 
 
@@ -299,7 +299,7 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
         yield worker
     finally:
         worker.close()
-        worker.join()
+        end_all([worker])
 
 
 @contextmanager
