@@ -23,7 +23,7 @@ from asyncdiff_core.errors import (
 )
 from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.messages import Beat
-from asyncdiff_core.process import Launch, WorkerProcess
+from asyncdiff_core.process import Launch, WorkerProcess, end_all
 from asyncdiff_core.schedule import AsyncSchedule
 from tests.distributed.helpers import (
     LAUNCH,
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks a
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that does not end by itself is killed soon."""
-    monkeypatch.setattr(WorkerProcess.join, "__defaults__", (0.5,))
+    monkeypatch.setattr(end_all, "__defaults__", (0.5,))
 
 
 def log_of(group_folder: Path, worker: int) -> Path:
