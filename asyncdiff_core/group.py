@@ -183,7 +183,8 @@ class WorkerGroup(Evaluator):
                 )
                 requests.append((process, request))
             note_workers(self.folder, [process.pid for process, _ in requests])
-        self._exchange.post(requests)
+        ticket = self._exchange.post(requests)
+        self._exchange.abandon({ticket})  # the processes themselves know when they are ready
 
     def wait_until_ready(self) -> None:
         """Wait for the workers to come up.

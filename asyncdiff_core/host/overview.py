@@ -40,7 +40,7 @@ def release(body: Any) -> dict[str, list[str]]:
     unknown = sorted(body.keys() - {"group", "keep_workers"})
     if unknown:
         raise RequestError(
-            f"unknown fields {few(map(shown, unknown))}; there are 'group' and 'keep_workers'"
+            f"unknown fields {few([*map(shown, unknown)])}; there are 'group' and 'keep_workers'"
         )
     group, keep_workers = body.get("group"), body.get("keep_workers", False)
     if not isinstance(keep_workers, bool):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from asyncdiff_core import messages
 from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError
 from asyncdiff_core.evaluator import Forecast
 from asyncdiff_core.group import WorkerGroup
@@ -499,6 +500,32 @@ def test_a_closed_group_says_so(own_group: Any) -> None:
     with pytest.raises(AsyncDiffError):
         group.evaluate(*calls[0])
     assert group.end_run() is None
+
+
+def test_the_end_of_a_run_leaves_the_answers_to_others_alone(own_group: Any) -> None:
+    """Another thread has the weights given back at that moment, and waits for the answer."""
+    group = own_group("chain", 2)
+    calls = batched("chain", 2)
+    run(group, AsyncSchedule(), calls)
+    group.begin_run(AsyncSchedule())
+    group.evaluate(*calls[0])
+    ticket = group._post([messages.Unload()] * 2)
+    group.end_run()
+    assert len(group._collect(ticket, group.members, 10.0, poll=False)) == 2
+    assert not group._exchange._awaited and not group._exchange._answers
+
+
+def test_the_weights_of_a_run_stay(own_group: Any) -> None:
+    """Who frees memory looked before the run began."""
+    group = own_group("chain", 2)
+    calls = batched("chain", 2)
+    expected, _ = run(group, AsyncSchedule(), calls)
+    group.begin_run(AsyncSchedule())
+    assert not group.unload(unless_running=True)
+    outputs = [group.evaluate(*call) for call in calls]
+    group.end_run()
+    assert equal(outputs, expected)
+    assert group.unload(unless_running=True)
 
 
 # Nobody else gets in ---------------------------------------------------------------------------
