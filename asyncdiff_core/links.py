@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import AsyncDiffError
+from .errors import LayoutError
 from .messages import Load
 from .packing import MessageLayout, copy_into
 from .schedule import Mode
@@ -98,7 +98,7 @@ class Outbox:
         try:
             copy_into(self._views[self._slot][unit], output)
         except ValueError as error:
-            raise AsyncDiffError(
+            raise LayoutError(
                 f"{error} in the middle of a sampling run. A patch that changes the number of "
                 "tokens from step to step cannot be combined with a model spread over workers."
             ) from None

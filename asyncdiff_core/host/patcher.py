@@ -108,6 +108,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def pre_run(self) -> None:
         self._refuse_what_cannot_cross()
+        self.remote.begin_to_watch()
         self.remote.require_unchanged()
         self._free_memory = None
         self.remote.begin_run(

@@ -142,6 +142,14 @@ class RemoteModel:
         self._origin = weakref.ref(base_model)
         self.view.add(base_model)
 
+    def begin_to_watch(self) -> None:
+        """A sampling run is about to begin: weights of the stock model should not change in it.
+
+        Before it they may have, by ComfyUI's own loading and patching.
+        """
+        if (origin := self._origin()) is not None:
+            getattr(origin, _WATCH).begin_run()
+
     def require_unchanged(self) -> None:
         """See that what workers have is still what this process has.
 
@@ -209,8 +217,6 @@ class RemoteModel:
             objects: object patches inside the diffusion model, by key.
             compilation: see compilation.compilation_of.
         """
-        if (origin := self._origin()) is not None:
-            getattr(origin, _WATCH).begin_run()
         self._run = _Run(
             *(self._take_group(schedule), schedule, changes, tuple(hooks), dict(objects or {})),
             compilation=compilation,

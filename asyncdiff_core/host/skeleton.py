@@ -32,11 +32,14 @@ from .loading import (
 Evaluate = Callable[[Any, dict[str, Any], Callable[[dict[str, Any]], Inputs]], Any]
 
 
+TABLE_BYTES = 16 * 2**20  # SeedVR2 keeps its text embeddings so; SD3's positions are far more
+
+
 def build_skeleton(loader: Loader) -> Any:
     """What `loader` returns, with an AbsentWeight for every parameter of its diffusion model.
 
-    Only headers are read of a safetensors file, and the parts that ComfyUI's conditioning code runs
-    in this process (see layouts.HOST_PARTS).
+    Only headers are read of a safetensors file, and what ComfyUI's own process needs: the parts
+    that conditioning code runs (see layouts.HOST_PARTS), and tables that nodes take from a model.
     """
 
     def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
@@ -47,7 +50,8 @@ def build_skeleton(loader: Loader) -> Any:
         def choose(
             key: str, tensor: torch.Tensor, like: torch.Tensor | None
         ) -> torch.Tensor | None:
-            is_needed = key.startswith(prefixes) or key.endswith(QUANTISATION)
+            is_table = key in model._buffers and tensor.nbytes <= TABLE_BYTES
+            is_needed = is_table or key.startswith(prefixes) or key.endswith(QUANTISATION)
             return as_loaded(tensor, like) if is_needed else as_meta(tensor, like)
 
         load_chosen(base_model, load_whole, choose)
