@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_patcher
 import folder_paths
+import torch
 
-from . import loaders, server_loaders, ways
+from . import loaders, server_loaders, stand_ins, ways
 from .attention import ImageAttention
 from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
+from .tiny import TestDescribedModel
 
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
 
@@ -48,7 +51,8 @@ class TestModelPatch(ModelNode):
 
     def patch(self, model: Any) -> tuple[Any]:
         model = model.clone()
-        own = model.clone()
+        devices = {"load_device": model.load_device, "offload_device": model.offload_device}
+        own = comfy.model_patcher.ModelPatcher(torch.nn.Linear(1, 1), **devices)
 
         class Patch:
             def __call__(self, args: Any) -> Any:
@@ -126,5 +130,6 @@ NODE_CLASS_MAPPINGS = {
         *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
         *(TestWay, TestUndo, TestPackLoader),
+        *(TestDescribedModel, *stand_ins.NODES),
     )
 }

@@ -10,7 +10,11 @@ import torch
 
 
 class TestConditioning:
-    """A random prompt of seven tokens; `pooled` 0 leaves the pooled output away."""
+    """A random prompt of seven tokens; `pooled` 0 leaves the pooled output away.
+
+    `more` has the shapes of further tensors, by the names that their model's text encoder gives
+    them: random ones, or for names of tokens small whole numbers.
+    """
 
     RETURN_TYPES = ("CONDITIONING",)
     FUNCTION = "make"
@@ -19,19 +23,31 @@ class TestConditioning:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
         numbers = {k: ("INT", {"min": 0, "max": 2**20}) for k in ("width", "pooled", "seed")}
-        return {"required": {**numbers, "masked": ("BOOLEAN", {})}}
+        optional = {"more": ("STRING", {"default": "{}"})}
+        return {"required": {**numbers, "masked": ("BOOLEAN", {})}, "optional": optional}
 
-    def make(self, width: int, pooled: int, seed: int, masked: bool) -> tuple[Any]:
+    def make(
+        self, width: int, pooled: int, seed: int, masked: bool, more: str = "{}"
+    ) -> tuple[Any]:
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, 7, width, generator=generator)
-        more = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+        others = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
         if masked:
-            more["attention_mask"] = torch.ones(1, 7, dtype=torch.int64)
-        return ([[context, more]],)
+            others["attention_mask"] = torch.ones(1, 7, dtype=torch.int64)
+        for name, shape in json.loads(more).items():
+            if name.endswith("_tokens"):
+                name = name.removesuffix("_tokens")
+                others[name] = torch.randint(0, 16, shape, generator=generator)
+            else:
+                others[name] = torch.randn(shape, generator=generator)
+        return ([[context, others]],)
 
 
 class TestLatent:
-    """An empty latent of these shapes; of several parts (video and audio) if there are several."""
+    """An empty latent of these shapes; of several parts (video and audio) if there are several.
+
+    `number` changes nothing, but ComfyUI does not know.
+    """
 
     RETURN_TYPES = ("LATENT",)
     FUNCTION = "make"
@@ -39,9 +55,10 @@ class TestLatent:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"shapes": ("STRING", {})}}
+        number = ("INT", {"default": 0, "max": 2**31})
+        return {"required": {"shapes": ("STRING", {})}, "optional": {"number": number}}
 
-    def make(self, shapes: str) -> tuple[Any]:
+    def make(self, shapes: str, number: int = 0) -> tuple[Any]:
         parts = [torch.zeros(shape) for shape in json.loads(shapes)]
         nested = comfy.nested_tensor.NestedTensor(parts) if len(parts) > 1 else parts[0]
         return ({"samples": nested},)

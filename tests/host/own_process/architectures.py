@@ -34,6 +34,22 @@ class Draw:
         return torch.randint(0, high, shape, generator=self.generator)
 
 
+def fill(model: torch.nn.Module) -> None:
+    """Give a model random weights, the same every time."""
+    draw = Draw(3)
+    buffers = {key for key, _ in model.named_buffers()} - IN_THE_FILE
+    for key, value in (*model.named_parameters(), *model.named_buffers()):
+        if key in buffers:
+            continue  # tables that the class computes
+        value.requires_grad_(False)
+        if value.numel() > 2**24:
+            value.zero_()  # a table of words that no evaluation reads
+        elif value.ndim < 2:
+            value.copy_(0.1 * draw(*value.shape) + (1.0 if key.endswith("weight") else 0.0))
+        else:
+            value.copy_(draw(*value.shape) / value[0].numel() ** 0.5)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One row of the table.
@@ -69,18 +85,7 @@ class Architecture:
         model = getattr(module, self.class_name)(
             **self.config, dtype=torch.float32, device="cpu", operations=comfy.ops.manual_cast
         )
-        draw = Draw(3)
-        buffers = {key for key, _ in model.named_buffers()} - IN_THE_FILE
-        for key, value in (*model.named_parameters(), *model.named_buffers()):
-            if key in buffers:
-                continue  # tables that the class computes
-            value.requires_grad_(False)
-            if value.numel() > 2**24:
-                value.zero_()  # a table of words that no evaluation reads
-            elif value.ndim < 2:
-                value.copy_(0.1 * draw(*value.shape) + (1.0 if key.endswith("weight") else 0.0))
-            else:
-                value.copy_(draw(*value.shape) / value[0].numel() ** 0.5)
+        fill(model)
         return model.eval()
 
     def evaluation(self, number: int) -> tuple[tuple[Any, ...], Inputs]:

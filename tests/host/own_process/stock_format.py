@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-# Layers that ComfyUI's own process runs, where a LoRA of them is refused: those of LTX-2.
-IN_THE_HOST = ("caption_projection", "embeddings_connector")
+# Layers that ComfyUI's own process runs, where a LoRA of them is refused: of LTX-2, of Anima.
+IN_THE_HOST = ("caption_projection", "embeddings_connector", "llm_adapter")
 
 
 def families() -> dict[str, dict[str, Any]]:
@@ -246,31 +247,37 @@ def file_of(name: str, kind: str) -> str:
     return f"stock-{name}.safetensors" if kind == "fp32" else f"stock-{name}-{kind}.safetensors"
 
 
-def main(comfyui: str, models: str, kinds: str = "{}") -> None:
+def lora(weights: dict[str, Any], rank: int = 2) -> dict[str, Any]:
+    """Low-rank changes under the names that every architecture knows."""
+    from architectures import Draw
+
+    draw, changes = Draw(11), {}
+    for key, weight in weights.items():
+        if any(part in key for part in IN_THE_HOST):
+            continue
+        if key.endswith(".weight") and weight.ndim == 2:
+            layer, (outputs, inputs) = "diffusion_model." + key[: -len(".weight")], weight.shape
+            changes[f"{layer}.lora_up.weight"] = 0.3 * draw(outputs, rank)
+            changes[f"{layer}.lora_down.weight"] = draw(rank, inputs) / inputs**0.5
+    return changes
+
+
+def main(
+    comfyui: str, models: str, kinds: str = "{}", names: Collection[str] | None = None
+) -> None:
+    """Write those of `names`, by default all."""
     sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[3])]
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
     import torch
-    from architectures import Architecture, Draw
+    from architectures import Architecture
     from formats import FORMATS, layers_of
     from safetensors.torch import save_file
 
     from asyncdiff_core.host.layouts import layout_of
     from asyncdiff_core.trunk import Trunk
-
-    def lora(weights: dict[str, torch.Tensor], rank: int = 2) -> dict[str, torch.Tensor]:
-        """Low-rank changes under the names that every architecture knows."""
-        draw, changes = Draw(11), {}
-        for key, weight in weights.items():
-            if any(part in key for part in IN_THE_HOST):
-                continue
-            if key.endswith(".weight") and weight.ndim == 2:
-                layer, (outputs, inputs) = "diffusion_model." + key[: -len(".weight")], weight.shape
-                changes[f"{layer}.lora_up.weight"] = 0.3 * draw(outputs, rank)
-                changes[f"{layer}.lora_down.weight"] = draw(rank, inputs) / inputs**0.5
-        return changes
 
     wanted = json.loads(kinds)
     folders = [Path(models) / kind for kind in ("diffusion_models", "loras")]
@@ -278,6 +285,8 @@ def main(comfyui: str, models: str, kinds: str = "{}") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, family in families().items():
+        if names is not None and name not in names:
+            continue
         path, config = family.pop("path"), family.pop("config")
         architecture = Architecture("", path, config, lambda draw: {})
         if not architecture.is_known():
