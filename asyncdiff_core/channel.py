@@ -1,15 +1,12 @@
 """The private control channel between ComfyUI and one worker: plain data and tensors over a socket.
 
 The socket is one end of a pair that only the two processes hold, so there is no address that
-anybody could connect to. A frame is a header with sizes, a pickle of the plain data, and the raw
-bytes of every tensor behind it. Tensors are neither pickled nor copied on the way, and arrive on
-the CPU.
+anybody could connect to. A frame is a header with sizes, the plain data (plain.py), and the raw
+bytes of every tensor behind it. Tensors are not copied on the way, and arrive on the CPU.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 import socket
 import threading
 import time
@@ -22,46 +19,72 @@ from .errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
 from .frames import (
     HEADER,
     MAGIC,
-    MAX_PICKLE,
+    MAX_PLAIN,
     MAX_TENSOR,
     MAX_TENSORS,
     SIZE,
-    PlainUnpickler,
 )
+from .plain import Reader, Writer, register
 
 
-class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5)
-        self.tensors: list[torch.Tensor] = []
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, torch.Tensor):
-            return None
-        tensor = obj.detach().resolve_conj().resolve_neg().to("cpu")
-        if not tensor.is_contiguous():
-            # Sent in memory order, so that a channels-last tensor stays one at no cost.
-            strides = tensor.stride()
-            order = sorted(range(tensor.ndim), key=lambda d: -strides[d])
-            dense = tensor.permute(order).contiguous()
-        else:
-            order, dense = None, tensor
-        self.tensors.append(dense)
-        return len(self.tensors) - 1, tensor.dtype, tuple(dense.shape), order
+def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
+    tensor = value.detach().resolve_conj().resolve_neg().to("cpu")
+    if not tensor.is_contiguous():
+        # Sent in memory order, so that a channels-last tensor stays one at no cost.
+        strides = tensor.stride()
+        order = sorted(range(tensor.ndim), key=lambda d: -strides[d])
+        dense = tensor.permute(order).contiguous()
+    else:
+        order, dense = None, tensor
+    writer.beside.append(dense)
+    described = len(writer.beside) - 1, dense.dtype, tuple(dense.shape), order
+    writer.write_all(b"X", described)
 
 
-class _Unpickler(PlainUnpickler):
-    def __init__(self, file: io.BytesIO, storages: Sequence[torch.Tensor]) -> None:
-        super().__init__(file)
-        self._storages = storages
+def _read_tensor(reader: Reader) -> torch.Tensor:
+    index, dtype, shape, order = reader.read_all()
+    is_known = isinstance(index, int) and isinstance(dtype, torch.dtype)
+    if not (is_known and index >= 0 and isinstance(order, list | None)):
+        raise ValueError("a tensor of no known kind")
+    tensor: torch.Tensor = reader.beside[index].view(dtype).view(shape)
+    if order is None:
+        return tensor
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(inverse)
 
-    def persistent_load(self, pid: Any) -> torch.Tensor:
-        index, dtype, shape, order = pid
-        tensor = self._storages[index].view(dtype).view(shape)
-        if order is None:
-            return tensor
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return tensor.permute(inverse)
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+
+
+def _read_dtype(reader: Reader) -> torch.dtype:
+    name = str(reader.take_bytes(), "ascii")
+    if name not in _DTYPES:
+        raise ValueError("a tensor of no known type")
+    return _DTYPES[name]
+
+
+def _read_size(reader: Reader) -> torch.Size:
+    return torch.Size(reader.read_all())
+
+
+register(torch.Tensor, b"X", _write_tensor, _read_tensor, is_open=True)
+register(
+    torch.dtype,
+    b"y",
+    lambda w, v: w.write_bytes(b"y", str(v).removeprefix("torch.").encode()),
+    _read_dtype,
+)
+register(
+    torch.device,
+    b"v",
+    lambda w, v: w.write_bytes(b"v", str(v).encode()),
+    lambda r: torch.device(str(r.take_bytes(), "ascii")),
+)
+register(torch.Size, b"n", lambda w, v: w.write_all(b"n", v), _read_size)
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
@@ -139,17 +162,12 @@ class Channel:
             raise ChannelTimeoutError("no message came in time") from None
         except OSError as error:
             raise ChannelClosedError(f"the other end is gone ({error})") from None
-        try:
-            return _Unpickler(io.BytesIO(data), storages).load()
-        except Exception as error:  # whatever a damaged pickle leads to
-            raise ChannelDataError(
-                f"the other end sent something unreadable ({type(error).__name__}: {error})"
-            ) from error
+        return Reader(data, storages).read_whole()
 
     def _read_head(self, deadline: float | None) -> tuple[list[int], bytearray]:
-        """The sizes of a frame's tensors, and its pickle."""
+        """The sizes of a frame's tensors, and its plain data."""
         magic, num_tensors, size = HEADER.unpack(self._read(HEADER.size, deadline))
-        if magic != MAGIC or num_tensors > MAX_TENSORS or size > MAX_PICKLE:
+        if magic != MAGIC or num_tensors > MAX_TENSORS or size > MAX_PLAIN:
             raise ChannelDataError("the other end sent something that is no frame")
         numbers = self._read(num_tensors * SIZE.size, deadline)
         sizes = [number for (number,) in SIZE.iter_unpack(numbers)]
@@ -185,13 +203,15 @@ class Channel:
 
 
 def encode_frame(message: Any) -> list[memoryview]:
-    """The parts of the frame that carries `message`."""
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    pickler.dump(message)
-    data = file.getbuffer()
-    head = HEADER.pack(MAGIC, len(pickler.tensors), len(data))
-    head += b"".join(SIZE.pack(tensor.nbytes) for tensor in pickler.tensors)
+    """The parts of the frame that carries `message`.
+
+    Raises:
+        NotPlainError: it has a part that is neither plain data nor a tensor.
+    """
+    writer = Writer()
+    writer.write(message)
+    head = HEADER.pack(MAGIC, len(writer.beside), len(writer.data))
+    head += b"".join(SIZE.pack(tensor.nbytes) for tensor in writer.beside)
     # Small parts travel together: every send of its own costs the receiver a wake-up.
-    first = memoryview(head + data)
-    return [first, *(_raw(tensor) for tensor in pickler.tensors if tensor.nbytes)]
+    first = memoryview(head + writer.data)
+    return [first, *(_raw(tensor) for tensor in writer.beside if tensor.nbytes)]

@@ -7,9 +7,11 @@ from the first moment on: importing torch and ComfyUI can take minutes from a co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import socket
+import struct
 import sys
 import threading
 import time
@@ -30,18 +32,22 @@ class Host:
     pid: int
     folder: str
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the host runs. Windows doesn't tell: a process there keeps its parent."""
+        return os.name != "posix" or os.getppid() == self.pid
+
     def is_gone(self) -> None:
         """End this process, as its host has closed the socket without a word.
 
-        If the host has ended it could not remove the folder, so it is done here. Windows doesn't
-        tell (a process there keeps the parent that it had), and the next host does it.
+        If the host has ended it could not remove the folder, so it is done here, or on Windows by
+        the next host.
         """
-        if os.name == "posix":
-            deadline = time.monotonic() + 2.0
-            while os.getppid() == self.pid and time.monotonic() < deadline:
-                time.sleep(0.02)  # it closes its sockets a moment before it is gone
-            if os.getppid() != self.pid:
-                shutil.rmtree(self.folder, ignore_errors=True)
+        deadline = time.monotonic() + 2.0
+        while os.name == "posix" and self.is_there and time.monotonic() < deadline:
+            time.sleep(0.02)  # it closes its sockets a moment before it is gone
+        if not self.is_there:
+            shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(0)  # nobody is left to report to
 
 
@@ -64,6 +70,8 @@ class SignsOfLife:
         beat = plain_frame(("Beat", 0, (0, "computing")))
         try:
             while not self._over.wait(BEAT_SECONDS):
+                if not self._host.is_there:
+                    self._host.is_gone()  # even if some process still has its end of the socket
                 self._socket.sendall(beat)
         except OSError:
             self._host.is_gone()
@@ -73,28 +81,45 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         description="A worker of AsyncDiff; started by ComfyUI.", allow_abbrev=False
     )
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--control-fd", type=int, help="inherited socket (POSIX)")
-    group.add_argument("--control-stdin", action="store_true", help="shared socket (Windows)")
+    parser.add_argument("--sockets", required=True, help="RANK:DESCRIPTOR,... or stdin (Windows)")
     parser.add_argument("--host", type=int, required=True, help="process that starts this one")
     parser.add_argument("--folder", required=True, help="of the group")
     options, host_arguments = parser.parse_known_args(argv)
     # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
     sys.argv = [sys.argv[0], *host_arguments]
-    if options.control_fd is not None:
-        sock = socket.socket(fileno=options.control_fd)
-    else:
-        sock = socket.fromshare(sys.stdin.buffer.read())  # type: ignore[attr-defined]
-    sock.setblocking(True)
+    peers = inherited(options.sockets)
+    sock = peers.pop(-1)
     host = Host(options.host, options.folder)
     try:
         with SignsOfLife(sock, host):
             from .worker import run
     except Exception as error:
-        traceback.print_exc()
-        sock.sendall(plain_frame(("Failed", 0, _failure(error))))
-        sys.exit(1)
-    run(sock, host)
+        with contextlib.suppress(OSError):
+            sock.sendall(plain_frame(("Failed", 0, _failure(error))))
+        with contextlib.suppress(Exception):  # a full disk
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(1)
+    run(sock, host, peers)
+
+
+def inherited(description: str) -> dict[int, socket.socket]:
+    """The sockets that process.py gives, by the rank at their other end; that of the host is -1."""
+    sockets = {}
+    if description == "stdin":
+        while head := sys.stdin.buffer.read(8):
+            rank, size = struct.unpack("<iI", head)
+            shared = sys.stdin.buffer.read(size)
+            sockets[rank] = socket.fromshare(shared)  # type: ignore[attr-defined]
+    else:
+        for part in description.split(","):
+            rank, descriptor = map(int, part.split(":"))
+            sockets[rank] = socket.socket(fileno=descriptor)
+            # What this process starts itself must not hold them when it is gone.
+            sockets[rank].set_inheritable(False)
+    for sock in sockets.values():
+        sock.setblocking(True)
+    return sockets
 
 
 def _failure(error: Exception) -> tuple[str, str, str]:

@@ -66,6 +66,10 @@ class ChannelTimeoutError(AsyncDiffError):
     """The other end of a control channel did not take or send a message in time."""
 
 
+class NotPlainError(AsyncDiffError, TypeError):
+    """A value cannot be sent to another process."""
+
+
 class ChannelDataError(AsyncDiffError):
     """What came over a control channel is no message."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import selectors
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from . import messages
@@ -61,7 +61,7 @@ class Exchange:
         self._on_break = on_break
         self._selector = selectors.DefaultSelector()
         self._ticket = 0
-        self._awaited: set[int] = set()
+        self._awaited: dict[int, int] = {}  # how many workers have yet to answer a request
         self._answers: dict[tuple[WorkerProcess, int], Any] = {}
 
     def add(self, process: WorkerProcess) -> None:
@@ -84,12 +84,14 @@ class Exchange:
         is encoded once.
         """
         with self.lock:
-            ticket = self._next_ticket()
+            self._ticket += 1
+            ticket = self._ticket
             frames: dict[int, Sequence[memoryview]] = {}
             requests = list(requests)
             for _, request in requests:
                 if id(request) not in frames:
                     frames[id(request)] = encode_frame(to_wire(request, ticket))
+            self._awaited[ticket] = len(requests)
             with self.breaks():
                 now = time.monotonic()
                 for process, request in requests:
@@ -129,10 +131,12 @@ class Exchange:
         """How many answers to the request `ticket` have come and were not collected yet."""
         return sum(number == ticket for _, number in list(self._answers))
 
-    def abandon(self, *, keep: int | None = None) -> None:
-        """Let no answer be wanted any more, but those to the request `keep`."""
-        self._awaited &= {keep}
-        self._answers = {k: v for k, v in self._answers.items() if k[1] == keep}
+    def abandon(self, tickets: Collection[int]) -> None:
+        """Let no answer to the requests `tickets` be wanted any more."""
+        with self.lock:
+            for ticket in tickets:
+                self._awaited.pop(ticket, None)
+            self._answers = {k: v for k, v in self._answers.items() if k[1] not in tickets}
 
     def look(self) -> None:
         """Take in what has arrived, without waiting, unless another thread is waiting."""
@@ -147,11 +151,6 @@ class Exchange:
         """Whatever is raised in this context breaks the group."""
         return _Breaks(self._on_break)
 
-    def _next_ticket(self) -> int:
-        self._ticket += 1
-        self._awaited.add(self._ticket)
-        return self._ticket
-
     def _receive(self, seconds: float) -> None:
         """Take in what has arrived, after waiting a moment; raises for a worker in trouble."""
         if not self.processes:
@@ -163,6 +162,9 @@ class Exchange:
                 raise self._culprit(process.failed(message.text, _ERRORS[message.kind]))
             if ticket in self._awaited and not isinstance(message, messages.Beat):
                 self._answers[process, ticket] = message
+                self._awaited[ticket] -= 1
+                if not self._awaited[ticket]:
+                    del self._awaited[ticket]
 
     def _culprit(self, error: WorkerError) -> WorkerError:
         """`error`, or where it is of a link, that of the process whose end broke it."""

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +20,11 @@ from .errors import WorkerError, WorkerOutOfMemoryError, WorkerStartError
 from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
-from .log import get_logger, make_folder
+from .log import get_logger, leave_folder, make_folder, note_workers
 from .memory import total_bytes
 from .partition import Stage, cut, links, units_of
 from .plan import ParallelPlan, Placement
-from .process import Launch, WorkerProcess
+from .process import Launch, WorkerProcess, end_all, socket_mesh
 from .report import RunReport, Span, WorkerReport
 from .residuals import Residuals
 from .schedule import AsyncSchedule, Round
@@ -39,6 +38,9 @@ log = get_logger("group")
 LANE_SHARE, MIN_LANES = 1 / 8, 16
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
 COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
+
+MAX_SHAPES = 64  # for which costs are kept
+MAX_ERROR_TEXT = 16_384  # characters
 
 Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
 
@@ -128,7 +130,12 @@ class WorkerGroup(Evaluator):
         self.cold = True  # no evaluation has been done yet
         self._timeout = timeout or timeout_seconds()
         self._backend = choose_backend(plan.devices, os.environ.get("ASYNCDIFF_BACKEND", "auto"))
-        self.folder = make_folder(folder)
+        try:
+            self.folder = make_folder(folder)
+        except OSError as error:
+            raise WorkerStartError(
+                f"The folder for the logs of workers cannot be made: {error}"
+            ) from error
         self._launch = launch
         self._before_load = before_load
         self._exchange = Exchange(self._timeout, poll, self._break)
@@ -142,6 +149,7 @@ class WorkerGroup(Evaluator):
         self._patches_uuid: str | None = None
         self._compilation: tuple[Any] | None = (None,)  # what `set_compilation` was given
         self._encoders: dict[int, InputEncoder] = {}
+        self._run_tickets: set[int] = set()  # whose answers nobody wants when the run has ended
 
     # Life ------------------------------------------------------------------------------------
 
@@ -153,12 +161,13 @@ class WorkerGroup(Evaluator):
         """
         num_threads = cpu_threads_per_worker(self.plan.devices)
         requests = []
-        with self._exchange.breaks():
+        with self._exchange.breaks(), socket_mesh(self.plan.num_workers) as mesh:
             for placement in self.plan.placements():
                 rank = placement.rank
                 process = WorkerProcess(
                     *(f"worker {rank}", placement.device, self._launch, num_threads),
                     log_file=self.folder / f"worker-{rank}.log",
+                    peers=mesh[rank],
                 )
                 self.members.append(Member(placement, process))
                 self._exchange.add(process)
@@ -171,10 +180,11 @@ class WorkerGroup(Evaluator):
                     spec=self.source.spec,
                     backend=self._backend,
                     rendezvous=str(self.folder / "rendezvous"),
-                    world_size=self.plan.num_workers,
                 )
                 requests.append((process, request))
-        self._exchange.post(requests)
+            note_workers(self.folder, [process.pid for process, _ in requests])
+        ticket = self._exchange.post(requests)
+        self._exchange.abandon({ticket})  # the processes themselves know when they are ready
 
     def wait_until_ready(self) -> None:
         """Wait for the workers to come up.
@@ -195,27 +205,24 @@ class WorkerGroup(Evaluator):
         """End all workers. Safe to call at any time, from any thread, and more than once."""
         is_mine = self._exchange.lock.acquire(timeout=1.0)  # the other thread may wait for long
         try:
-            processes = [member.process for member in self.members]
+            processes = self._processes()
             self.members = []
-            for process in processes:
-                try:
-                    process.send(messages.Stop(), 0.1)
-                except WorkerError:
-                    pass
+            _tell_to_stop(processes)
             self._exchange.close()
-            for process in processes:
-                process.join()
-            (self.folder / "rendezvous").unlink(missing_ok=True)
-            if self.error is None:
-                shutil.rmtree(self.folder, ignore_errors=True)
+            end_all(processes)
+            leave_folder(self.folder, is_wreck=self.error is not None)
             self.broken = True
         finally:
             if is_mine:
                 self._exchange.lock.release()
 
+    def stop(self) -> None:
+        """Tell all workers to end, without waiting for that; `close` must follow."""
+        _tell_to_stop(self._processes())
+
     def _break(self, error: BaseException) -> None:
         if not self.broken:
-            self.broken, self.error = True, str(error)
+            self.broken, self.error = True, str(error)[:MAX_ERROR_TEXT]
             self.close()
 
     def look(self) -> None:
@@ -309,17 +316,19 @@ class WorkerGroup(Evaluator):
         """
         self._request([messages.Attach(key, payload(m.stage)) for m in self.members])
 
-    def unload(self) -> bool:
+    def unload(self, *, unless_running: bool = False) -> bool:
         """Have all workers give the memory of their weights back; whether they held any.
 
-        A sampling run that is going on can go on after `restore`.
+        A sampling run that is going on can go on after `restore`. One that begins while this waits
+        has done nothing yet, and loads again.
         """
         with self._exchange.lock:
-            if not (self._cuts or self._load_going_on):
+            if not (self._cuts or self._load_going_on) or (unless_running and self.is_running):
                 return False
             self._given_back = self._cuts
             self._forget_loaded()
-            self._request([messages.Unload()] * len(self.members), poll=False)
+            ticket = self._post([messages.Unload()] * len(self.members))
+            self._collect(ticket, self.members, LOAD_SECONDS, poll=False)
             return True
 
     def restore(self) -> None:
@@ -360,6 +369,8 @@ class WorkerGroup(Evaluator):
         signature = _signature(args, kwargs)
         if signature not in self._costs:
             (answer,) = self._request([messages.MeasureCosts(args, kwargs)])
+            while len(self._costs) >= MAX_SHAPES:
+                del self._costs[next(iter(self._costs))]
             self._costs[signature] = tuple(answer.costs)
         return self._costs[signature]
 
@@ -390,9 +401,7 @@ class WorkerGroup(Evaluator):
         else:
             self._before_load()
             self._forget_loaded()
-            ticket = self._exchange.post(
-                (member.process, self._load_request(member, cuts)) for member in self.members
-            )
+            ticket = self._post([self._load_request(member, cuts) for member in self.members])
         self._load_going_on = cuts, ticket
         answers = self._collect(ticket, self.members, LOAD_SECONDS)
         self._load_going_on = None
@@ -484,6 +493,7 @@ class WorkerGroup(Evaluator):
             (member.process, self._for_stage(everything, member.stage))
             for member in reversed(members)
         )
+        self._run_tickets.add(ticket)
         yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
         yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
         return [
@@ -531,8 +541,9 @@ class WorkerGroup(Evaluator):
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
         if workers_took_part and not wait and not self.broken:
-            self._exchange.post((member.process, messages.EndRun()) for member in self.members)
-        self._exchange.abandon(keep=self._load_going_on and self._load_going_on[1])
+            self._run_tickets.add(self._post([messages.EndRun()] * len(self.members)))
+        self._exchange.abandon(self._run_tickets)
+        self._run_tickets.clear()
         if report is None or self.broken or not wait:
             return None
         report.end = time.perf_counter()
@@ -569,10 +580,15 @@ class WorkerGroup(Evaluator):
         """Send a request to each of the first workers, and wait for their answers."""
         self._require_whole()
         members = self.members[: len(requests)]
-        pairs = zip((member.process for member in members), requests, strict=True)
-        ticket = self._exchange.post(pairs)
+        ticket = self._post(requests)
+        self._run_tickets.add(ticket)
         patience = self._timeout if isinstance(requests[0], messages.EndRun) else LOAD_SECONDS
         return self._collect(ticket, members, patience, poll=poll)
+
+    def _post(self, requests: Sequence[Any]) -> int:
+        """Send a request to each of the first workers; the ticket of their answers."""
+        processes = self._processes()[: len(requests)]
+        return self._exchange.post(zip(processes, requests, strict=True))
 
     def _collect(
         self, ticket: int, members: Sequence[Member], patience: float, *, poll: bool = True
@@ -598,6 +614,14 @@ def _plain_schedule(schedule: AsyncSchedule) -> dict[str, Any]:
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaves = pytree.tree_leaves((args, kwargs))
     return tuple((x.shape, x.dtype) for x in leaves if isinstance(x, torch.Tensor))
+
+
+def _tell_to_stop(processes: Sequence[WorkerProcess]) -> None:
+    for process in processes:
+        try:
+            process.send(messages.Stop(), 0.1)
+        except WorkerError:
+            pass
 
 
 def cpu_threads_per_worker(devices: Sequence[str]) -> int:

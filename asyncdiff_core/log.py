@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -9,10 +10,12 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _PREFIX = "asyncdiff-"
+_WRECK = "broken"  # a file that says so
+_WORKERS = "workers"  # a file with the numbers of their processes
 
 
 def get_logger(name: str = "") -> logging.Logger:
@@ -31,15 +34,47 @@ def make_folder(folders: Path | None) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=folders))
 
 
-def prune_folders(folders: Path, in_use: Collection[Path], keep: int = 8) -> None:
-    """Remove the folders of groups that broke, but for the last `keep`, whose logs may be read.
+def note_workers(folder: Path, pids: Sequence[int]) -> None:
+    """Write down which processes belong to the group of this folder."""
+    with contextlib.suppress(OSError):  # on a full disk it is not worth an error
+        (folder / _WORKERS).write_text(" ".join(map(str, pids)))
 
-    Those of other processes that still run are left alone.
+
+def leave_folder(folder: Path, *, is_wreck: bool) -> None:
+    """The group of this folder has ended: its logs stay if it broke, and nothing else does."""
+    if not is_wreck:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        for name in ("rendezvous", _WORKERS):
+            (folder / name).unlink(missing_ok=True)
+        (folder / _WRECK).touch()
+
+
+def prune_folders(folders: Path, in_use: Collection[Path], keep: int = 8) -> None:
+    """Remove what nobody needs: of groups that broke, all but the last `keep`, whose logs may be
+    read; of those whose ComfyUI ended without a word, or became another program, everything.
+
+    Folders of other processes that still run are left alone.
     """
     old = [path for path in folders.glob(f"{_PREFIX}*") if path not in in_use and _is_ours(path)]
-    old.sort(key=lambda path: path.stat().st_mtime)
-    for path in old[:-keep]:
+    wrecks = [path for path in old if (path / _WRECK).exists()]
+    wrecks.sort(key=lambda path: path.stat().st_mtime)
+    for path in {*old} - {*wrecks[-keep:]}:
+        _reap(path)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _reap(folder: Path) -> None:
+    """Take note of the end of workers that this process had before it became this program."""
+    try:
+        pids = [int(pid) for pid in (folder / _WORKERS).read_text().split()]
+    except (OSError, ValueError):
+        return
+    if hasattr(os, "waitpid"):
+        for pid in pids:
+            with contextlib.suppress(OSError):  # not a child, or not any more
+                os.waitpid(pid, getattr(os, "WNOHANG", 0))
 
 
 def last_line(log: Path) -> str:

@@ -7,6 +7,8 @@ answer repeats, so that an answer that nobody waits for any more is told from a 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -17,6 +19,9 @@ from .partition import Stage
 Activity = Literal["computing", "waiting", "nothing"]
 # Out of memory as ComfyUI defines it; the link to another worker broke; it cannot be spread.
 Failure = Literal["error", "memory", "link", "refused"]
+
+# The fields of a report.Span.
+SpanFields = tuple[int, int, Literal["sync", "async"], float, float, float, float]
 
 # To a worker -----------------------------------------------------------------------------------
 
@@ -37,7 +42,6 @@ class Configure:
     spec: dict[str, Any]
     backend: str
     rendezvous: str
-    world_size: int
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class RunEnded:
     `activation_bytes`: the peak beyond the weights, see memory.ActivationMemory.
     """
 
-    spans: list[tuple[Any, ...]]
+    spans: list[SpanFields]
     resident_bytes: int
     activation_bytes: int
 
@@ -229,16 +233,53 @@ _TYPES = {
 }
 
 
-# What the simple types of fields allow; others are not looked into.
-_SIMPLE: dict[str, Any] = {"int": int, "str": str, "float": (int, float), "bytes": bytes}
-_CHOICES = {"Activity": get_args(Activity), "Failure": get_args(Failure)}
+_MAX_INT = 2**63
+_MAX_TEXT = 2**20  # characters of a text: a traceback with its causes
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and -_MAX_INT <= value < _MAX_INT
+
+
+def _is_float(value: Any) -> bool:
+    return _is_int(value) or type(value) is float and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT
+
+
+def _is_span(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 7
+        and all(map(_is_int, value[:2]))
+        and value[2] in ("sync", "async")
+        and all(map(_is_float, value[3:]))
+    )
+
+
+def _all(is_good: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple | list) and all(map(is_good, value))
+
+
+# What fields of these types may be. Nothing is said of the value itself, which may be anything.
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "int": _is_int,
+    "float": _is_float,
+    "str": _is_text,
+    "bool": lambda value: isinstance(value, bool),
+    "Activity": lambda value: isinstance(value, str) and value in get_args(Activity),
+    "Failure": lambda value: isinstance(value, str) and value in get_args(Failure),
+    "tuple[float, ...]": _all(_is_float),
+    "tuple[str, ...]": _all(_is_text),
+    "list[SpanFields]": _all(_is_span),
+}
 
 
 def _check(name: str, value: Any, kind: str) -> None:
-    if kind in _SIMPLE and (not isinstance(value, _SIMPLE[kind]) or isinstance(value, bool)):
-        raise TypeError(f"{name} is {value!r}")
-    if kind in _CHOICES and value not in _CHOICES[kind]:
-        raise ValueError(f"{name} is {value!r}")
+    if not _CHECKS.get(kind, lambda value: True)(value):
+        raise TypeError(f"{name} is no {kind}")
 
 
 def to_wire(message: Any, ticket: int = 0) -> tuple[str, int, tuple[Any, ...]]:
@@ -255,11 +296,13 @@ def from_wire(wire: tuple[str, int, tuple[Any, ...]]) -> tuple[Any, int]:
     """
     try:
         name, ticket, values = wire
+        if not isinstance(name, str) or name not in _TYPES:
+            raise TypeError("there is no message of this kind")
         message = _TYPES[name](*values)
         for field_ in fields(message):
             _check(field_.name, getattr(message, field_.name), str(field_.type))
         _check("ticket", ticket, "int")
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ChannelDataError(
             f"the other end sent something that is no message ({type(error).__name__}: {error})"
         ) from error

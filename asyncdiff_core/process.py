@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +28,10 @@ from .errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
-from .log import last_line
+from .log import get_logger, last_line
 from .messages import Activity, Beat, Ready, RunEnded, from_wire, to_wire
+
+log = get_logger("process")
 
 STOP_SECONDS = 3.0
 
@@ -81,11 +87,49 @@ def device_environment(device: str, base: Mapping[str, str]) -> tuple[dict[str, 
     return {}, device
 
 
+@contextlib.contextmanager
+def socket_mesh(number: int) -> Iterator[list[dict[int, socket.socket]]]:
+    """A socket between each two of `number` workers: for each worker its ends, by rank.
+
+    They are for the workers to inherit; here they are closed when the context ends.
+
+    Raises:
+        WorkerStartError: there are no descriptors left for them.
+    """
+    ends: list[dict[int, socket.socket]] = [{} for _ in range(number)]
+    try:
+        for one, other in itertools.combinations(range(number), 2):
+            ends[one][other], ends[other][one] = socket.socketpair()
+        yield ends
+    except OSError as error:
+        raise WorkerStartError(f"no sockets could be made between workers: {error}") from error
+    finally:
+        for sock in itertools.chain.from_iterable(by_rank.values() for by_rank in ends):
+            sock.close()
+
+
+# On Windows a worker reads of each socket its rank, or -1, and how long its description is.
+SHARED = struct.Struct("<iI")
+
+
 class WorkerProcess:
-    """A worker process, and this end of its control channel."""
+    """A worker process, and this end of its control channel.
+
+    Args:
+        peers: sockets to other workers, by rank, which it inherits.
+
+    Raises:
+        WorkerStartError: it could not be started.
+    """
 
     def __init__(
-        self, name: str, device: str, launch: Launch, num_threads: int, log_file: Path
+        self,
+        name: str,
+        device: str,
+        launch: Launch,
+        num_threads: int,
+        log_file: Path,
+        peers: Mapping[int, socket.socket],
     ) -> None:
         self.name = name
         self.device = device
@@ -93,12 +137,17 @@ class WorkerProcess:
         device_env, self.local_device = device_environment(device, os.environ)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
         env = {**_ALLOCATOR, **os.environ, **device_env, **threads, "PYTHONUNBUFFERED": "1"}
-        self.channel, theirs = Channel.pair()
+        try:
+            self.channel, theirs = Channel.pair()
+        except OSError as error:
+            raise WorkerStartError(f"{self} could not be started: {error}") from error
         module = f"{__package__.rpartition('.')[2]}.entry"
         command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
         windows = sys.platform == "win32"
-        control = ["--control-stdin"] if windows else ["--control-fd", str(theirs.fileno())]
+        inherited = {-1: theirs, **peers}
+        numbers = [f"{rank}:{sock.fileno()}" for rank, sock in inherited.items()]
+        control = ["--sockets=stdin" if windows else f"--sockets={','.join(numbers)}"]
         # A host that ends at once is no longer the worker's parent when that asks for it.
         control += ["--host", str(os.getpid()), "--folder", str(log_file.parent)]
         try:
@@ -110,14 +159,16 @@ class WorkerProcess:
                     stdin=subprocess.PIPE if windows else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=() if windows else (theirs.fileno(),),
+                    pass_fds=() if windows else [sock.fileno() for sock in inherited.values()],
                     # The stop key of a terminal is the host's affair, which ends workers itself.
                     start_new_session=True,
                 )
                 if windows:
                     assert self._process.stdin is not None
-                    self._process.stdin.write(theirs.share(self._process.pid))  # type: ignore[attr-defined]
-                    self._process.stdin.close()
+                    with self._process.stdin as stdin:
+                        for rank, sock in inherited.items():
+                            shared = sock.share(self._process.pid)  # type: ignore[attr-defined]
+                            stdin.write(SHARED.pack(rank, len(shared)) + shared)
         except OSError as error:
             self.channel.close()
             raise WorkerStartError(f"{self} could not be started: {error}") from error
@@ -212,15 +263,38 @@ class WorkerProcess:
         """Close the channel, at which a worker ends itself, even a busy one."""
         self.channel.close()
 
-    def join(self, timeout: float = STOP_SECONDS) -> None:
-        """Wait for the end of the process; make it end if it does not by itself."""
-        for end in (self._process.terminate, self._process.kill):
-            try:
-                self._process.wait(timeout)
-                return
-            except subprocess.TimeoutExpired:
-                end()
-        self._process.wait()
+    def has_ended(self, until: float) -> bool:
+        """Whether the process has ended by the time `until`, of `time.monotonic`."""
+        try:
+            self._process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def terminate(self) -> None:
+        """Ask the process to end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+
+
+def end_all(processes: Iterable[WorkerProcess], timeout: float = STOP_SECONDS) -> None:
+    """Wait for the end of all processes, and make those end that do not by themselves.
+
+    They have `timeout` seconds all together, and again after each of two signals. What not even the
+    second one ends (a process in the middle of a call of a driver) is left, with a line in the log.
+    """
+    left = list(processes)
+    for end in (None, WorkerProcess.terminate, WorkerProcess.kill):
+        if end is not None:
+            for process in left:
+                end(process)
+        until = time.monotonic() + timeout
+        left = [process for process in left if not process.has_ended(until)]
+    for process in left:
+        log.warning("process %d (%s) cannot be ended", process.pid, process)
 
 
 class _named:  # noqa: N801 - reads as a statement

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
+from . import layout_schema
 from .errors import LayoutError, NumbersError
 from .partition import Stage, units_of
 from .trunk import Trunk
@@ -68,35 +69,24 @@ class OutputMeta(NamedTuple):
     def tensors(self) -> list[TensorMeta]:
         return [x for x in self.leaves if isinstance(x, TensorMeta)]
 
-    def to_plain(self) -> list[Any]:
-        """As JSON can hold it.
+    def to_plain(self) -> Any:
+        """As JSON can hold it, see layout_schema.py.
 
         Raises:
             LayoutError: the output has a part that is neither a tensor nor plain.
         """
-        leaves: list[Any] = []
-        for leaf in self.leaves:
-            if isinstance(leaf, TensorMeta):
-                name = str(leaf.dtype).removeprefix("torch.")
-                leaves.append([name, list(leaf.shape), list(leaf.stride)])
-            elif leaf is None or isinstance(leaf, bool | int | float | str):
-                leaves.append(leaf)
-            else:
-                raise LayoutError(
-                    f"A unit's output has a part of type {type(leaf).__qualname__}, which cannot "
-                    "cross to another stage."
-                )
-        return [pytree.treespec_dumps(self.spec), leaves]
+        return layout_schema.to_plain(pytree.tree_unflatten(self.leaves, self.spec), TensorMeta)
 
     @classmethod
-    def from_plain(cls, plain: Sequence[Any]) -> OutputMeta:
-        """What `to_plain` made plain."""
-        spec, leaves = plain
-        metas = [
-            TensorMeta(getattr(torch, x[0]), tuple(x[1]), tuple(x[2])) if isinstance(x, list) else x
-            for x in leaves
-        ]
-        return cls(pytree.treespec_loads(spec), tuple(metas))
+    def from_plain(cls, plain: Any) -> OutputMeta:
+        """What `to_plain` made plain.
+
+        Raises:
+            LinkError: it is nothing of the kind.
+        """
+        structure = layout_schema.from_plain(plain, TensorMeta)
+        leaves, spec = pytree.tree_flatten(structure, lambda x: isinstance(x, TensorMeta))
+        return cls(spec, tuple(leaves))
 
 
 class StageDone(Exception):  # noqa: N818 - a control flow signal, not an error

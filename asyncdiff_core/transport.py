@@ -1,28 +1,28 @@
-"""Point-to-point messages between the workers of one group, over torch.distributed.
+"""Point-to-point messages between the workers of one group.
 
-This module alone knows the backends. NCCL carries tensors from GPU to GPU; gloo carries them
-between CPUs, and for workers on GPUs that NCCL cannot serve (Windows, several workers on one GPU)
-through pinned host memory. A message has a fixed size, and two slots on either side, so that one
-can be filled or read while the other is on its way.
+This module alone knows the backends. NCCL carries tensors from GPU to GPU; sockets (peers.py) carry
+them between CPUs, and for workers on GPUs that NCCL cannot serve (Windows, several workers on one
+GPU) through pinned host memory. A message has a fixed size, and two slots on either side, so that
+one can be filled or read while the other is on its way.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.distributed as dist
 
 from .errors import LinkError, PlanError
+from .peers import Peer
 
-Backend = Literal["gloo", "nccl"]
+Backend = Literal["socket", "nccl"]
 
 # A worker that hangs is found by the host, which sees progress; this only bounds a lost host.
 LINK_TIMEOUT = timedelta(hours=2)
@@ -35,15 +35,15 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
 
     Args:
         devices: one device per worker.
-        wanted: ``auto``, ``gloo`` or ``nccl`` (from the environment variable ASYNCDIFF_BACKEND).
+        wanted: ``auto``, ``socket`` or ``nccl`` (environment variable ASYNCDIFF_BACKEND).
 
     Raises:
         PlanError: NCCL is asked for and cannot serve these devices.
     """
-    if wanted not in ("auto", "gloo", "nccl"):
-        raise PlanError(f"ASYNCDIFF_BACKEND is {wanted!r}; use auto, gloo or nccl.")
-    if wanted == "gloo":
-        return "gloo"
+    if wanted not in ("auto", "socket", "nccl"):
+        raise PlanError(f"ASYNCDIFF_BACKEND is {wanted!r}; use auto, socket or nccl.")
+    if wanted == "socket":
+        return "socket"
     obstacle = None
     twice = sorted({d for d in devices if list(devices).count(d) > 1})
     if not all(d.startswith("cuda") for d in devices):
@@ -56,95 +56,154 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
         return "nccl"
     if wanted == "nccl":
         raise PlanError(f"{obstacle}. Use other devices, or leave ASYNCDIFF_BACKEND at auto.")
-    return "gloo"
+    return "socket"
 
 
-def _loopback_interface() -> str | None:
-    """The name of the loopback interface, where the platform's gloo asks for one by name."""
-    if sys.platform.startswith("linux"):
-        return "lo"
-    return "lo0" if sys.platform == "darwin" else None
+class Work(Protocol):
+    """A send or receive that goes on."""
+
+    def wait(self) -> Any:
+        """Wait for its end; RuntimeError or LinkError if it failed."""
 
 
 class Transport:
-    """This worker's connection to all others. Made once per process."""
+    """This worker's connection to all others. Made once per process.
+
+    Args:
+        peers: the other workers, by rank.
+        rendezvous: a file by which workers on NCCL find each other.
+    """
 
     def __init__(
-        self, rank: int, world_size: int, device: torch.device, backend: Backend, rendezvous: Path
+        self,
+        rank: int,
+        peers: Mapping[int, Peer],
+        device: torch.device,
+        backend: Backend,
+        rendezvous: Path,
     ) -> None:
-        interface = _loopback_interface()
-        if interface is not None:
-            # Even if this machine takes part in something over a network.
-            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface
         self.device = device
-        self._staged = backend == "gloo" and device.type != "cpu"
-        dist.init_process_group(
-            backend="cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
-            store=dist.FileStore(str(rendezvous), world_size),
-            rank=rank,
-            world_size=world_size,
-            timeout=LINK_TIMEOUT,
-        )
+        self._peers = peers
+        self._is_nccl = backend == "nccl"
+        if self._is_nccl:
+            # Even if this machine takes part in something over a network.
+            os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+            dist.init_process_group(
+                backend="nccl",
+                store=dist.FileStore(str(rendezvous), len(peers) + 1),
+                rank=rank,
+                world_size=len(peers) + 1,
+                timeout=LINK_TIMEOUT,
+            )
 
     def send_plain(self, value: Any, rank: int) -> None:
-        """Send what JSON can hold, and wait until it is taken."""
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        with linked(rank):
-            dist.send(torch.tensor([data.numel()]), rank)
-            dist.send(data, rank)
+        """Send what JSON can hold, and wait until it is taken.
+
+        Raises:
+            LinkError: the other worker is gone.
+        """
+        linked(rank, lambda: self._peers[rank].send_plain(value))
 
     def receive_plain(self, rank: int) -> Any:
-        """Wait for what `send_plain` sends."""
-        size = torch.zeros(1, dtype=torch.int64)
-        with linked(rank):
-            dist.recv(size, rank)
-            data = torch.empty(int(size), dtype=torch.uint8)
-            dist.recv(data, rank)
-        return json.loads(data.numpy().tobytes())
+        """Wait for what `send_plain` sends.
+
+        Raises:
+            LinkError: the other worker is gone.
+        """
+        return linked(rank, self._peers[rank].receive_plain)
 
     def sender(self, rank: int, nbytes: int) -> Sender:
         """The sending side of the messages of `nbytes` bytes to worker `rank`."""
-        return Sender(rank, nbytes, self.device, self._staged)
+        peer = self._peers[rank]
+        begin = _to_nccl(rank) if self._is_nccl else _to(peer)
+        return Sender(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
 
     def receiver(self, rank: int, nbytes: int) -> Receiver:
         """The receiving side of the messages of `nbytes` bytes from worker `rank`."""
-        return Receiver(rank, nbytes, self.device, self._staged)
+        peer = self._peers[rank]
+        begin = _from_nccl(rank) if self._is_nccl else _from(peer)
+        return Receiver(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
 
     def close(self) -> None:
         """Leave the group."""
-        dist.destroy_process_group()
+        if self._is_nccl:
+            dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def linked(rank: int) -> Iterator[None]:
-    """What torch.distributed raises in here becomes a LinkError that names the other worker."""
+class _Waiting:
+    """A message of a socket as `Work`."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def wait(self) -> None:
+        self._future.result()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    array: Any = tensor.numpy()
+    return memoryview(array)
+
+
+def _to(peer: Peer) -> Callable[[torch.Tensor], Work]:
+    return lambda tensor: _Waiting(peer.send(_bytes_of(tensor)))
+
+
+def _from(peer: Peer) -> Callable[[torch.Tensor], Work]:
+    return lambda tensor: _Waiting(peer.receive(_bytes_of(tensor)))
+
+
+def _to_nccl(rank: int) -> Callable[[torch.Tensor], Work]:
+    return lambda tensor: cast(Work, dist.isend(tensor, rank))
+
+
+def _from_nccl(rank: int) -> Callable[[torch.Tensor], Work]:
+    return lambda tensor: cast(Work, dist.irecv(tensor, rank))
+
+
+def linked(rank: int, do: Callable[[], Any]) -> Any:
+    """What `do` gives; what a link raises becomes a LinkError that names the other worker."""
     try:
-        yield
-    except RuntimeError as error:
+        return do()
+    except LinkError:
+        raise
+    except (RuntimeError, OSError) as error:
         raise LinkError(f"the link to worker {rank} broke ({error}).") from error
 
 
 class _Endpoint:
-    def __init__(self, rank: int, nbytes: int, device: torch.device, staged: bool) -> None:
+    def __init__(
+        self,
+        rank: int,
+        nbytes: int,
+        device: torch.device,
+        begin: Callable[[torch.Tensor], Work],
+        *,
+        is_direct: bool,
+    ) -> None:
         self._rank = rank
-        self._work: list[dist.Work | None] = [None] * NUM_SLOTS
+        self._begin = begin
+        self._work: list[Work | None] = [None] * NUM_SLOTS
         self.slots = [
             torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(NUM_SLOTS)
         ]
         self._wire = self.slots
-        if staged:
+        self._staged = not is_direct and device.type != "cpu"
+        if self._staged:
             pin = device.type == "cuda"
             self._wire = [
                 torch.empty(nbytes, dtype=torch.uint8, pin_memory=pin) for _ in range(NUM_SLOTS)
             ]
-        self._staged = staged
+
+    def _start(self, slot: int) -> None:
+        if self.slots[slot].numel():
+            self._work[slot] = linked(self._rank, lambda: self._begin(self._wire[slot]))
 
     def _join(self, slot: int) -> bool:
         work, self._work[slot] = self._work[slot], None
         if work is None:
             return False
-        with linked(self._rank):
-            work.wait()
+        linked(self._rank, work.wait)
         return True
 
 
@@ -159,9 +218,7 @@ class Sender(_Endpoint):
         """Start to send `slots[slot]`."""
         if self._staged:
             self._wire[slot].copy_(self.slots[slot])  # waits for the device
-        if self.slots[slot].numel():
-            with linked(self._rank):
-                self._work[slot] = dist.isend(self._wire[slot], self._rank)
+        self._start(slot)
 
     def drain(self) -> None:
         """Wait until everything is sent."""
@@ -175,9 +232,7 @@ class Receiver(_Endpoint):
     def post(self, slot: int) -> None:
         """Be ready to receive the next message into `slots[slot]`."""
         self._join(slot)  # of a message that came and was not needed
-        if self.slots[slot].numel():
-            with linked(self._rank):
-                self._work[slot] = dist.irecv(self._wire[slot], self._rank)
+        self._start(slot)
 
     def wait(self, slot: int) -> None:
         """Wait until the message posted for `slots[slot]` is there."""

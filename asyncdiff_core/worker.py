@@ -6,6 +6,7 @@ the socket that it inherited. When that socket closes, however ComfyUI ended, th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import importlib
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from .log import get_logger
 from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 from .messages import from_wire, to_wire
 from .partition import Stage
+from .peers import Peer
 from .report import Span
 from .schedule import Mode
 from .stage import StagedModel
@@ -80,9 +82,12 @@ class StageModel(Protocol):
 class Worker:
     """Answers the host's messages, one at a time, in order."""
 
-    def __init__(self, channel: Channel, config: messages.Configure) -> None:
+    def __init__(
+        self, channel: Channel, config: messages.Configure, peers: Mapping[int, Peer]
+    ) -> None:
         self._channel = channel
         self._config = config
+        self._peers = peers
         self._device = torch.device(config.device)
         self._log = get_logger(config.name)
         module, _, function = config.builder.partition(":")
@@ -139,7 +144,7 @@ class Worker:
         if self._transport is None:
             config = self._config
             self._transport = Transport(
-                *(config.rank, config.world_size, self._device),
+                *(config.rank, self._peers, self._device),
                 backend=config.backend,  # type: ignore[arg-type]
                 rendezvous=Path(config.rendezvous),
             )
@@ -249,7 +254,7 @@ def measure_device(device: torch.device) -> tuple[str, float]:
     return name, 2 * size**3 / best
 
 
-def serve(channel: Channel, host: Host) -> None:
+def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
     """Read messages until the host says stop, and answer them.
 
     A thread of its own reads the socket, so that the host never waits for a busy worker to take a
@@ -270,7 +275,9 @@ def serve(channel: Channel, host: Host) -> None:
                 host.is_gone()
             os._exit(0)
         except BaseException:
-            traceback.print_exc()
+            with contextlib.suppress(Exception):  # a full disk
+                traceback.print_exc()
+                sys.stderr.flush()
             os._exit(1)
 
     logging.basicConfig(level=logging.INFO, format=f"[{config.name}] %(levelname)s %(message)s")
@@ -284,6 +291,8 @@ def serve(channel: Channel, host: Host) -> None:
     def beat() -> None:
         while True:
             time.sleep(BEAT_SECONDS)
+            if not host.is_there:
+                host.is_gone()  # even if some process still has its end of the socket
             is_busy = busy.is_set()
             if not (is_busy or was_busy.is_set()):
                 continue
@@ -310,7 +319,7 @@ def serve(channel: Channel, host: Host) -> None:
             was_busy.set()
             try:
                 if worker is None:
-                    worker = Worker(channel, config)
+                    worker = Worker(channel, config, peers)
                     answer = worker.ready()
                 else:
                     answer = worker.handle(message, ticket)
@@ -338,14 +347,15 @@ def failure(error: Exception) -> messages.Failed:
     return messages.Failed(text, kind, traceback.format_exc())
 
 
-def run(sock: socket.socket, host: Host) -> None:
-    """Serve `host` at the other end of `sock`, and end the process."""
+def run(sock: socket.socket, host: Host, peers: Mapping[int, socket.socket]) -> None:
+    """Serve `host` at the other end of `sock`, and end the process. `peers`: other workers."""
     faulthandler.enable()
     try:
-        serve(Channel(sock), host)
+        serve(Channel(sock), host, {rank: Peer(rank, peer) for rank, peer in peers.items()})
     except ChannelClosedError:
         host.is_gone()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Interpreter shutdown joins threads of libraries that may never end.
     os._exit(0)

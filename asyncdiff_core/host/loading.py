@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ..errors import CheckpointError, LoaderError, few, short_name, text_of
-from ..frames import require_plain
+from ..errors import CheckpointError, LoaderError, NotPlainError, few, short_name, text_of
+from ..plain import require_plain
 from .replaced import is_what_it_says
 
 State = dict[str, torch.Tensor]
@@ -89,7 +88,7 @@ class Loader:
         name = f"{function.__module__}:{function.__qualname__}"
         try:
             require_plain(args)
-        except pickle.PickleError as error:
+        except NotPlainError as error:
             raise LoaderError(
                 f"The loader of this {type(patcher.model).__name__} was called with something that "
                 f"cannot be sent to worker processes ({error}). Use one of ComfyUI's own loaders "

@@ -19,6 +19,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..errors import UnsupportedPatchError, few
+from ..memory import give_memory_back
 from ..schedule import AUTO_WARM_UP, AsyncSchedule
 from . import controls, object_patches
 from .absent import AbsentWeight
@@ -301,6 +302,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         model = super().detach(unpatch_all)
         if unpatch_all:
             self.remote.unload()
+            give_memory_back()
         return model
 
     # What needs the weights here -------------------------------------------------------------

@@ -8,7 +8,9 @@ a while, since the next prompt may load the same model again, and is then releas
 from __future__ import annotations
 
 import atexit
+import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
@@ -35,6 +37,8 @@ class Released(NamedTuple):
 class GroupPool:
     """Groups by key, the least recently used one first. Any thread may use it.
 
+    Its lock is held for bookkeeping only, never while workers are waited for.
+
     Args:
         capacity: how many groups may exist at a time.
     """
@@ -43,8 +47,10 @@ class GroupPool:
         self._capacity = capacity
         self._groups: OrderedDict[Hashable, WorkerGroup] = OrderedDict()
         self._references: dict[Hashable, int] = {}
-        self._releases: dict[Hashable, threading.Timer] = {}  # of groups without a user
+        self._due: dict[Hashable, float] = {}  # when groups without a user are released
         self._lock = threading.RLock()
+        self._forgotten: queue.SimpleQueue[Hashable] = queue.SimpleQueue()
+        self._janitor: threading.Thread | None = None
 
     def obtain(
         self,
@@ -57,13 +63,19 @@ class GroupPool:
         Args:
             run: a sampling run begins with this schedule, until whose end nobody releases it.
         """
+        leaving: list[WorkerGroup] = []
         with self._lock:
             group = self._groups.pop(key, None)
             if group is not None and not group.is_alive():
-                group.close()
+                leaving.append(group)
                 group = None
             if group is None:
-                self._make_room()
+                leaving += self._make_room()
+        for other in leaving:
+            other.close()
+        with self._lock:
+            group = group or self._groups.pop(key, None)  # which another thread has made meanwhile
+            if group is None:
                 group = make()
                 group.start()
             self._groups[key] = group
@@ -71,12 +83,13 @@ class GroupPool:
                 group.begin_run(run)
             return group
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> list[WorkerGroup]:
         idle = [key for key, group in self._groups.items() if not group.is_running]
+        leaving = []
         for key in idle[: max(0, len(self._groups) - self._capacity() + 1)]:
-            group = self._groups.pop(key)
-            log.info("releasing the workers of %s", group.source.name)
-            group.close()
+            leaving.append(self._groups.pop(key))
+            log.info("releasing the workers of %s", leaving[-1].source.name)
+        return leaving
 
     def peek(self, key: Hashable) -> WorkerGroup | None:
         """The group `key` if there is one."""
@@ -95,6 +108,7 @@ class GroupPool:
             group_id: only this one.
         """
         released = Released([], [])
+        leaving: list[WorkerGroup] = []
         with self._lock:
             for key, group in list(self._groups.items()):
                 if group_id not in (None, group.id):
@@ -102,11 +116,13 @@ class GroupPool:
                 if group.is_running:
                     released.busy.append(group.id)
                     continue
-                if keep_workers:
-                    _unload(group)
-                else:
-                    self._groups.pop(key).close()
+                leaving.append(group if keep_workers else self._groups.pop(key))
                 released.released.append(group.id)
+        for group in leaving:
+            if keep_workers:
+                _unload(group, unless_running=True)
+            else:
+                group.close()
         return released
 
     def unload(self, key: Hashable) -> None:
@@ -119,42 +135,64 @@ class GroupPool:
         """Have all idle groups but `key` give the memory of their weights back; whether any did."""
         with self._lock:
             others = [group for other, group in self._groups.items() if other != key]
-            return any([_unload(group) for group in others if not group.is_running])
+        return any([_unload(group, unless_running=True) for group in others])
 
     def refer(self, key: Hashable) -> None:
         """Count one more user of the group `key`."""
         with self._lock:
             self._references[key] = self._references.get(key, 0) + 1
-            if key in self._releases:
-                self._releases.pop(key).cancel()
+            self._due.pop(key, None)
+            if self._janitor is None:
+                self._janitor = threading.Thread(target=self._tidy, name="janitor", daemon=True)
+                self._janitor.start()
 
     def forget(self, key: Hashable) -> None:
-        """Count one user less. The group is released a while after its last user is gone."""
+        """Count one user less. The group is released a while after its last user is gone.
+
+        This is for finalizers, which run in any thread, in the middle of anything, and must take
+        no lock. So it is only noted, for the janitor.
+        """
+        self._forgotten.put(key)
+
+    def _tidy(self) -> None:
+        while True:
+            with self._lock:
+                until = min(self._due.values(), default=None)
+            left = None if until is None else max(0.0, until - time.monotonic())
+            try:
+                self._count_off(self._forgotten.get(timeout=left))
+            except queue.Empty:
+                for group in self._overdue():
+                    group.close()
+
+    def _count_off(self, key: Hashable) -> None:
         with self._lock:
             self._references[key] -= 1
-            if self._references[key] or key not in self._groups:
-                return
-            timer = threading.Timer(LINGER_SECONDS, lambda: self._release(key, timer))
-            timer.daemon = True
-            self._releases[key] = timer
-            timer.start()
-
-    def _release(self, key: Hashable, timer: threading.Timer) -> None:
-        with self._lock:
-            # A timer that could not be cancelled in time is not the one that counts any more.
-            if self._releases.get(key) is timer:
-                del self._releases[key]
+            if not self._references[key]:
+                del self._references[key]
                 if key in self._groups:
-                    self._groups.pop(key).close()
+                    self._due[key] = time.monotonic() + LINGER_SECONDS
+
+    def _overdue(self) -> list[WorkerGroup]:
+        now = time.monotonic()
+        with self._lock:
+            keys = [key for key, due in self._due.items() if due <= now]
+            for key in keys:
+                del self._due[key]
+            return [self._groups.pop(key) for key in keys if key in self._groups]
 
     def close(self) -> None:
         """Release all groups."""
         with self._lock:
-            while self._groups:
-                self._groups.popitem()[1].close()
+            groups = list(self._groups.values())
+            self._groups.clear()
+        for group in groups:
+            group.stop()  # all of them at once; each is waited for below
+        for group in groups:
+            group.close()
 
 
-def _unload(group: WorkerGroup) -> bool:
+def _unload(group: WorkerGroup, *, unless_running: bool = False) -> bool:
     """Have a group give the memory of its weights back; whether it held any.
 
     Who frees memory has no use for the error of a group that is in trouble: its workers are ended
@@ -163,7 +201,7 @@ def _unload(group: WorkerGroup) -> bool:
     if not group.is_alive():
         return False
     try:
-        return group.unload()
+        return group.unload(unless_running=unless_running)
     except WorkerError as error:
         log.warning("%s", error)
         record_error(group.source.name, error)

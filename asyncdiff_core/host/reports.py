@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from typing import Any
 
 from ..report import RunReport
 
+MAX_RUNS_BYTES = 32 * 2**20  # as JSON; a run of a thousand steps has some hundred KiB
+MAX_ERROR_TEXT = 16_384  # characters
+
 _runs: deque[dict[str, Any]] = deque(maxlen=32)
+_sizes: deque[int] = deque(maxlen=32)
 _errors: deque[dict[str, Any]] = deque(maxlen=8)
 
 
@@ -21,12 +26,17 @@ def name_run(report: RunReport) -> None:
 
 def record(report: RunReport) -> None:
     """Keep `report`, of a run that ended well just now."""
-    _runs.append({**report.as_dict(), "ended": time.time()})
+    run = {**report.as_dict(), "ended": time.time()}
+    _runs.append(run)
+    _sizes.append(len(json.dumps(run)))
+    while len(_runs) > 1 and sum(_sizes) > MAX_RUNS_BYTES:
+        _runs.popleft()
+        _sizes.popleft()
 
 
 def record_error(model: str, error: Exception) -> None:
     """Keep the text of a worker's error."""
-    _errors.append({"time": time.time(), "model": model, "text": str(error)})
+    _errors.append({"time": time.time(), "model": model, "text": str(error)[:MAX_ERROR_TEXT]})
 
 
 def last_errors() -> list[dict[str, Any]]:

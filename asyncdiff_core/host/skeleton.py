@@ -15,6 +15,7 @@ import comfy.patcher_extension
 import torch
 
 from ..evaluator import Inputs
+from ..memory import give_memory_back
 from .absent import make_absent
 from .layouts import entry_of, host_parts_of, position_of
 from .loading import (
@@ -59,6 +60,8 @@ def build_skeleton(loader: Loader) -> Any:
     with deferred_weights(load):
         patcher = loader.without_paging()
     make_absent(patcher.model.diffusion_model, patcher.load_device)
+    # Each weight was made for a moment, between small objects that stay.
+    give_memory_back()
     return patcher
 
 

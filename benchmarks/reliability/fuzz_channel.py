@@ -28,10 +28,12 @@ import torch
 from asyncdiff_core import messages
 from asyncdiff_core.channel import Channel, encode_frame
 from asyncdiff_core.errors import AsyncDiffError
+from asyncdiff_core.frames import HEADER, MAGIC
 from asyncdiff_core.messages import from_wire, to_wire
-from asyncdiff_core.process import Launch, WorkerProcess
+from asyncdiff_core.process import Launch, WorkerProcess, end_all
 from tests.distributed.helpers import LAUNCH
 
+from .bombs import BOMBS
 from .descriptors import write_into
 from .processes import wait_until, workers_of
 
@@ -82,7 +84,7 @@ class Command:
 def hostile(data: bytes, chance: random.Random, canary: Path) -> bytes:
     """`data` changed in one of many ways."""
     damage = bytearray(data)
-    kind = chance.randrange(9)
+    kind = chance.randrange(10)
     if kind == 0:
         for _ in range(chance.randint(1, 16)):
             damage[chance.randrange(len(damage))] ^= 1 << chance.randrange(8)
@@ -100,6 +102,9 @@ def hostile(data: bytes, chance: random.Random, canary: Path) -> bytes:
     elif kind == 6:
         damage = bytearray(chance.randbytes(chance.randint(0, 512)))
     elif kind == 7:
+        bomb = chance.choice(list(BOMBS.values()))
+        damage = bytearray(HEADER.pack(MAGIC, 0, len(bomb)) + bomb)
+    elif kind == 8:
         damage = bytearray(_pickled(chance.choice((Command(canary), Command, os.system, eval))))
     else:
         damage = bytearray(frame(nonsense(chance)))
@@ -109,13 +114,26 @@ def hostile(data: bytes, chance: random.Random, canary: Path) -> bytes:
 def _pickled(value: Any) -> bytes:
     """A whole frame around a pickle of anything."""
     data = pickle.dumps(("Beat", 0, (1, value)))
-    return b"ADC1" + struct.pack("<IQ", 0, len(data)) + data
+    return HEADER.pack(MAGIC, 0, len(data)) + data
 
 
 def nonsense(chance: random.Random) -> Any:
     """Plain data as a message could be, but is not."""
     values: list[Any] = [
-        *(None, True, -1, 2**70, float("nan"), "text", b"bytes", [], {}, (), torch.zeros(0)),
+        *(
+            None,
+            True,
+            -1,
+            2**70,
+            2**1000,
+            float("nan"),
+            "text",
+            b"bytes",
+            [],
+            {},
+            (),
+            torch.zeros(0),
+        ),
         *("sync", [("a", 1)], {"lane": 3}, ((1, 2), {}), "os:system", torch.zeros(2, 3)),
     ]
     names = [*messages._TYPES, "NoSuchMessage", "__class__", "", 3, None]
@@ -142,13 +160,13 @@ def to_host(count: int, seed: int, folder: Path) -> Counter[str]:
     with _canary(folder) as canary:
         for number in range(count):
             data = hostile(chance.choice(frames), chance, canary)
-            worker = WorkerProcess("worker 0", "cpu", launch, 1, folder / "worker-0.log")
+            worker = WorkerProcess("worker 0", "cpu", launch, 1, folder / "worker-0.log", {})
             try:
                 found[_host_takes(worker, data, ends=number % 4 != 0)] += 1
             finally:
                 worker.close()
                 worker._process.kill()
-                worker.join()
+                end_all([worker])
     return found
 
 
@@ -260,7 +278,7 @@ def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
 
 @contextmanager
 def _worker(folder: Path) -> Iterator[WorkerProcess]:
-    worker = WorkerProcess("worker 0", "cpu", LAUNCH, 1, folder / "worker-0.log")
+    worker = WorkerProcess("worker 0", "cpu", LAUNCH, 1, folder / "worker-0.log", {})
     try:
         own = Path(tempfile.mkdtemp(dir=folder))
         worker.send(
@@ -271,9 +289,8 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
                 num_threads=1,
                 builder="tests.toys:build",
                 spec={"model": "chain"},
-                backend="gloo",
+                backend="socket",
                 rendezvous=str(own / "rendezvous"),
-                world_size=1,
             ),
             HANG_SECONDS,
         )
@@ -282,7 +299,7 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
         yield worker
     finally:
         worker.close()
-        worker.join()
+        end_all([worker])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .descriptors import cut, write_into
-from .processes import WorkerSeen, is_alive, links_of, virtual_bytes
+from .processes import WorkerSeen, is_alive, virtual_bytes
 
 SQUEEZE_SECONDS = 1.0
 LEFT_BYTES = 2**20
@@ -65,10 +65,7 @@ def _squeeze(worker: WorkerSeen) -> None:
 
 
 def _cut_links(worker: WorkerSeen) -> None:
-    links = links_of(worker.pid)
-    if not links:
-        raise MissedError("the worker has no link")
-    for descriptor in links:
+    for descriptor in worker.links:
         cut(worker.pid, descriptor)
 
 
@@ -85,7 +82,7 @@ KINDS = (
     *map(_signal, (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGBUS)),
     Kind("hang", lambda worker: os.kill(worker.pid, signal.SIGSTOP), ("made no progress",)),
     Kind("memory", _squeeze, ("allocate memory", "MemoryError", "did not start", "was ended by")),
-    Kind("link", _cut_links, ("link", "Connection"), {"start": "no link yet"}, blames_either=True),
+    Kind("link", _cut_links, ("link", "Connection"), blames_either=True),
     Kind("control", _cut_control, ("control channel",)),
     Kind("garbage", _write_garbage, ("sent something",)),
 )

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+_SOCKETS = "--sockets="
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-ESTABLISHED = "01"  # in /proc/net/tcp
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class WorkerSeen:
         rank: its place in the group.
         folder: the group's folder, which no two groups share.
         control: the number of its end of the control channel, in its own process.
+        links: those of its sockets to other workers.
     """
 
     pid: int
     rank: int
     folder: Path
     control: int
+    links: tuple[int, ...]
 
     @property
     def log_file(self) -> Path:
@@ -48,10 +50,11 @@ def _worker(pid: int) -> WorkerSeen | None:
         log = Path(os.readlink(f"/proc/{pid}/fd/1"))
     except OSError:
         return None  # it has ended
-    if "--control-fd" not in arguments or not log.name.startswith("worker-"):
+    told = [a.removeprefix(_SOCKETS) for a in arguments if a.startswith(_SOCKETS)]
+    if not told or not log.name.startswith("worker-"):
         return None
-    control = int(arguments[arguments.index("--control-fd") + 1])
-    return WorkerSeen(pid, int(log.stem.rpartition("-")[2]), log.parent, control)
+    control, *links = (int(part.partition(":")[2]) for part in told[0].split(","))
+    return WorkerSeen(pid, int(log.stem.rpartition("-")[2]), log.parent, control, tuple(links))
 
 
 def children_of(pid: int) -> list[int]:
@@ -120,28 +123,6 @@ def has_mapped(pid: int, name: str) -> bool:
         return name in Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         return False
-
-
-def links_of(pid: int) -> list[int]:
-    """The process's descriptors of TCP connections over loopback: in a worker, gloo's."""
-    try:
-        table = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    except OSError:
-        return []
-    inodes = {
-        fields[9]
-        for fields in (line.split() for line in table)
-        if fields[3] == ESTABLISHED and fields[1].startswith("0100007F:")
-    }
-    found = []
-    for entry in _entries(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(entry)
-        except OSError:
-            continue
-        if target.startswith("socket:[") and target[8:-1] in inodes:
-            found.append(int(entry.name))
-    return found
 
 
 def _entries(folder: str) -> Iterator[Path]:

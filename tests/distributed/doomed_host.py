@@ -1,6 +1,7 @@
 """A host that starts workers, says who they are, and waits to be killed. See test_failures.py."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -27,6 +28,11 @@ def main(folder: Path) -> None:
     def say() -> None:
         starting.start()
         workers = {"idle": pids_of(idle), "busy": pids_of(busy), "starting": pids_of(starting)}
+        if child := os.fork():
+            workers["child"] = [child]
+        else:  # it keeps all open files of its parent, as what another pack starts may
+            time.sleep(600)
+            os._exit(0)
         print(json.dumps(workers), flush=True)
         time.sleep(600)
 

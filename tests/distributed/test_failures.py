@@ -1,9 +1,12 @@
 """Workers, and hosts, that come to grief: a clear error in time, and no process left behind."""
 
+import errno
+import itertools
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +26,7 @@ from asyncdiff_core.errors import (
 )
 from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.messages import Beat
-from asyncdiff_core.process import Launch, WorkerProcess
+from asyncdiff_core.process import Launch, WorkerProcess, end_all
 from asyncdiff_core.schedule import AsyncSchedule
 from tests.distributed.helpers import (
     LAUNCH,
@@ -48,7 +51,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks a
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that does not end by itself is killed soon."""
-    monkeypatch.setattr(WorkerProcess.join, "__defaults__", (0.5,))
+    monkeypatch.setattr(end_all, "__defaults__", (0.5,))
 
 
 def log_of(group_folder: Path, worker: int) -> Path:
@@ -66,9 +69,8 @@ def assert_broken(group: WorkerGroup, pids: list[int]) -> None:
     assert group.broken and not group.is_alive() and not group.is_loaded()
     assert group.end_run() is None
     (folder,) = group.folder.parent.iterdir()
-    assert {path.name for path in folder.iterdir()} == {
-        f"worker-{rank}.log" for rank in range(group.plan.num_workers)
-    }
+    logs = {f"worker-{rank}.log" for rank in range(group.plan.num_workers)}
+    assert {path.name for path in folder.iterdir()} == logs | {"broken"}
 
 
 # A worker dies -------------------------------------------------------------------------------
@@ -360,7 +362,10 @@ def test_a_busy_group_is_closed(own_group: Any, gate: Gate) -> None:
 
 
 def test_the_host_is_killed(tmp_path: Path) -> None:
-    """Idle workers, busy ones, and ones that still import: none outlives the host by 5 s."""
+    """Idle workers, busy ones, and ones that still import: none outlives the host by 5 s.
+
+    Not even if another process has the host's ends of their sockets.
+    """
     with open(tmp_path / "host.log", "wb") as log:
         host = subprocess.Popen(
             [sys.executable, "-m", "tests.distributed.doomed_host", str(tmp_path)],
@@ -375,6 +380,7 @@ def test_the_host_is_killed(tmp_path: Path) -> None:
         line = host.stdout.readline()
         assert line, (tmp_path / "host.log").read_text()
         workers = json.loads(line)
+        child = workers.pop("child")
         for pids in workers.values():
             assert len(pids) == 2 and all(map(exists, pids))
         host.kill()
@@ -382,9 +388,57 @@ def test_the_host_is_killed(tmp_path: Path) -> None:
         for state, pids in workers.items():
             assert wait_until(lambda pids=pids: not any(map(exists, pids)), 5.0), state
         assert not list(tmp_path.glob("**/asyncdiff-*"))  # nor their folders
+        assert all(map(exists, child))
+        workers["child"] = child
     finally:
         host.kill()
         host.wait()
         host.stdout.close()
         for pid in [pid for pids in workers.values() for pid in pids if exists(pid)]:
             os.kill(pid, signal.SIGKILL)
+
+
+# What a machine may lack ---------------------------------------------------------------------
+
+
+def test_a_folder_for_logs_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkerStartError, match="folder for the logs"):
+        make_group("chain", 2, tmp_path / "file")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """For the links, or for the channel of the first or the last worker."""
+    pair, numbers = socket.socketpair, itertools.count()
+
+    def few_pairs(*args: Any) -> Any:
+        if next(numbers) >= at:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return pair(*args)
+
+    group = make_group("chain", 2, tmp_path)
+    monkeypatch.setattr(socket, "socketpair", few_pairs)
+    with pytest.raises(WorkerStartError, match="Too many open files"):
+        group.start()
+    assert group.broken
+
+
+def test_a_full_process_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    group = make_group("chain", 2, tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(WorkerStartError, match="worker 0 on cpu could not be started"):
+        group.start()
+
+
+def test_logs_on_a_full_disk(tmp_path: Path) -> None:
+    """Nothing can be written to them, and the error is told all the same."""
+    group = make_group("chain", 2, tmp_path, fail="build")
+    for rank in range(2):
+        (group.folder / f"worker-{rank}.log").symlink_to("/dev/full")
+    group.start()
+    with pytest.raises(WorkerStartError, match="the toy was told to fail"):
+        group.wait_until_ready()

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from demo import shapes
 from demo.comfy_server import ComfyServer
 from demo.graphs import Workflow, node
 
 from . import sockets
-from .lab import asyncdiff, workflow
+from .lab import ADAPTER_PACK, asyncdiff, latent, workflow, write_models
 
 
 def refusal(server: ComfyServer, path: str) -> tuple[int, str]:
@@ -88,3 +93,98 @@ def test_log_of_a_known_worker_only(lab, run):
         assert refusal(lab, f"/asyncdiff/log/{path}")[0] == 404
     for path in (f"{group['id']}/..%2F..%2Fworker-0", f"..%2F{group['id']}/0"):
         assert refusal(lab, f"/asyncdiff/log/{path}")[0] == 404
+
+
+def answer(server: ComfyServer, path: str, body: bytes, kind: str | None) -> tuple[int, Any]:
+    """What a POST is answered, and its status."""
+    request = urllib.request.Request(server.url + path, body, method="POST")
+    if kind is not None:
+        request.add_header("Content-Type", kind)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"{}", None, "content type"),  # urllib says that it is a form, as a foreign page could
+        (b"", "text/plain", "content type"),
+        (b'{"group": "x"}', "text/plain", "content type"),
+        (b"{", JSON, "no JSON"),
+        (b"\xff", JSON, "no JSON"),
+        ("{}".encode("utf-16"), f"{JSON}; charset=utf-16", "no JSON"),
+        (b"[" * 60_000, JSON, "no JSON"),
+        (b'{"group": ' + b"9" * 5000 + b"}", JSON, "no JSON"),
+        (b'{"group": ' + b"9" * 50 + b"}", JSON, "no group a number"),
+        (b'{"group": "' + b"x" * 60_000 + b'"}', JSON, "no group 'xxx"),
+        (b'{"' + b"x" * 60_000 + b'": 1}', JSON, "unknown fields"),
+        (b'{"keep_workers": [1]}', JSON, "must be true or false"),
+        (b"[]", JSON, "must be a JSON object"),
+        (b" " * 24 * 2**20, JSON, "longer than"),
+    ],
+)
+def test_what_is_no_request_to_release(
+    lab: ComfyServer, run: Any, body: bytes, kind: str | None, words: str
+) -> None:
+    groups = len(lab.get("/asyncdiff/status")["groups"])
+    status, told = answer(lab, "/asyncdiff/release", body, kind)
+    assert status == 400 and words in told["error"]
+    assert len(told["error"]) < 500
+    assert len(lab.get("/asyncdiff/status")["groups"]) == groups
+
+
+def test_the_charset_is_utf_8_whatever_is_said(lab: ComfyServer) -> None:
+    status, told = answer(lab, "/asyncdiff/release", b"{", f"{JSON}; charset=no-such")
+    assert status == 400 and "no JSON" in told["error"]
+
+
+def test_long_numbers_in_addresses(lab: ComfyServer) -> None:
+    for last in ("9" * 5000, "\u0661", "1" * 10):
+        code, text = refusal(lab, f"/asyncdiff/report?last={urllib.parse.quote(last)}")
+        assert code == 400 and len(text) < 500
+    code, text = refusal(lab, f"/asyncdiff/report/{'x' * 5000}")
+    assert code == 404 and len(text) < 500
+
+
+def test_a_long_log_is_its_end(lab: ComfyServer, run: Any) -> None:
+    [group] = [g for g in lab.get("/asyncdiff/status")["groups"] if g["model"] == "WanModel"]
+    log = Path(group["workers"][0]["log_file"])
+    with log.open("ab") as file:
+        file.write(b"first line\n" + b"x" * 99 + b"\n" + b"y" * 2**21 + b"\nlast line\n")
+    with urllib.request.urlopen(f"{lab.url}/asyncdiff/log/{group['id']}/0") as response:
+        text = response.read().decode()
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers.get_content_type() == "text/plain"
+    assert len(text) < 2**20 + 100 and text.startswith("[... ") and text.endswith("last line\n")
+
+
+def test_visitors_from_elsewhere_see_no_folders(comfyui_path: Path, tmp_path: Path) -> None:
+    """Of --listen; whoever is on this machine sees the paths."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        address = probe.getsockname()[0]
+    args = ["--listen", "0.0.0.0"]  # noqa: S104
+    env = {"OMP_NUM_THREADS": "1"}
+    packs = [shapes.PACK, ADAPTER_PACK]
+    with ComfyServer(comfyui_path, tmp_path, args=args, env=env, more_packs=packs) as server:
+        write_models(server.models)
+        latent(server, flow(7))
+        here = json.dumps(server.get("/asyncdiff/status")) + json.dumps(
+            server.get("/asyncdiff/report")
+        )
+        assert str(tmp_path) in here
+        port = server.url.rpartition(":")[2]
+        for path in ("status", "report"):
+            with urllib.request.urlopen(f"http://{address}:{port}/asyncdiff/{path}") as response:
+                text = response.read().decode()
+            assert "worker-1.log" in text
+            assert str(tmp_path) not in text and "/" not in text.replace("application/json", "")

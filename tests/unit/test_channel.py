@@ -1,7 +1,6 @@
 """The control channel: what goes in comes out, and nothing hangs."""
 
 import contextlib
-import pickle
 import random
 import socket
 import struct
@@ -390,7 +389,7 @@ def test_a_channel_that_is_closed_says_so(pair: Any) -> None:
 # Garbage -------------------------------------------------------------------------------------
 
 
-@given(garbage=st.binary(min_size=16, max_size=200).filter(lambda b: not b.startswith(b"ADC1")))
+@given(garbage=st.binary(min_size=16, max_size=200).filter(lambda b: not b.startswith(b"ADC2")))
 @settings(max_examples=40)
 def test_bytes_that_are_no_frame_are_an_error_at_once(garbage: bytes) -> None:
     ours, theirs = Channel.pair()
@@ -405,7 +404,7 @@ def test_a_frame_with_a_flipped_pickle_is_an_error(raw: Any, seed: int) -> None:
     channel, sock = raw
     rng = random.Random(seed)
     pickled = bytes(rng.randrange(256) for _ in range(64))
-    sock.sendall(struct.pack("<4sIQ", b"ADC1", 0, len(pickled)) + pickled)
+    sock.sendall(struct.pack("<4sIQ", b"ADC2", 0, len(pickled)) + pickled)
     with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever pickle makes of it
         channel.receive(HANG)
     assert not isinstance(caught.value, ChannelTimeoutError)
@@ -414,21 +413,21 @@ def test_a_frame_with_a_flipped_pickle_is_an_error(raw: Any, seed: int) -> None:
 @pytest.mark.parametrize("header", [(0, 2**64 - 1), (0, 2**62), (2**32 - 1, 10)])
 def test_a_frame_with_absurd_sizes_is_an_error(raw: Any, header: tuple[int, int]) -> None:
     channel, sock = raw
-    sock.sendall(struct.pack("<4sIQ", b"ADC1", *header) + b"\xff" * 100)
+    sock.sendall(struct.pack("<4sIQ", b"ADC2", *header) + b"\xff" * 100)
     with pytest.raises((AsyncDiffError, MemoryError, OverflowError)):
         channel.receive(0.2)
 
 
 def test_a_tensor_larger_than_any_memory_is_an_error(raw: Any) -> None:
     channel, sock = raw
-    pickled = pickle.dumps(None)
-    head = struct.pack("<4sIQQ", b"ADC1", 1, len(pickled), 2**60)
+    pickled = b"N"
+    head = struct.pack("<4sIQQ", b"ADC2", 1, len(pickled), 2**60)
     sock.sendall(head + pickled)
     with pytest.raises((AsyncDiffError, MemoryError, RuntimeError)):
         channel.receive(0.2)
 
 
 def test_an_object_that_cannot_be_pickled_is_refused_before_anything_is_sent(pair: Any) -> None:
-    with pytest.raises((pickle.PicklingError, TypeError, AttributeError)):
+    with pytest.raises(TypeError):
         pair[0].send({"x": torch.zeros(3), "lock": threading.Lock()}, HANG)
     assert there(pair, "still in order") == "still in order"

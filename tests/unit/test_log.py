@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from asyncdiff_core import log
-from asyncdiff_core.log import last_line, make_folder, prune_folders
+from asyncdiff_core.log import last_line, leave_folder, make_folder, note_workers, prune_folders
 
 
 def test_the_last_ones_and_those_in_use_stay(tmp_path: Path) -> None:
     folders = [make_folder(tmp_path) for _ in range(12)]
     for age, folder in enumerate(folders):
         (folder / "worker-0.log").write_text("what happened")
+        leave_folder(folder, is_wreck=True)
         os.utime(folder, (age, age))
     (tmp_path / "something else").mkdir()
     prune_folders(tmp_path, in_use=[folders[1]], keep=8)
@@ -40,6 +41,8 @@ def test_those_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert other.stdin is not None and other.stdout is not None
         theirs = Path(other.stdout.readline().strip())
         mine = [make_folder(tmp_path) for _ in range(2)]
+        for folder in mine:
+            leave_folder(folder, is_wreck=True)
         prune_folders(tmp_path, in_use=[], keep=1)
         assert theirs.exists() and len(list(tmp_path.glob("asyncdiff-another-*"))) == 1
         assert sum(folder.exists() for folder in mine) == 1
@@ -47,6 +50,25 @@ def test_those_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         other.wait(30)
     prune_folders(tmp_path, in_use=mine, keep=1)
     assert len(list(tmp_path.glob("asyncdiff-another-*"))) == 1
+
+
+def test_a_group_that_ended_well_leaves_nothing(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    leave_folder(folder, is_wreck=False)
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no zombies")
+def test_what_this_process_had_before_it_became_this_program(tmp_path: Path) -> None:
+    """After an exec its workers are children that nobody waits for, and their folder nobody's."""
+    before = make_folder(tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    note_workers(before, [child.pid, os.getpid()])
+    prune_folders(tmp_path, in_use=[])
+    assert not before.exists()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.pid, os.WNOHANG)
 
 
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:

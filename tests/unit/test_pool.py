@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -40,7 +41,12 @@ class FakeGroup:
     def begin_run(self, schedule: AsyncSchedule) -> None:
         self.is_running = True
 
-    def unload(self) -> bool:
+    def stop(self) -> None:
+        pass
+
+    def unload(self, *, unless_running: bool = False) -> bool:
+        if unless_running and self.is_running:
+            return False
         held, self.holds_weights = self.holds_weights, False
         return held
 
@@ -124,7 +130,7 @@ def test_a_group_in_trouble_has_nothing_left_to_release(pool: GroupPool) -> None
     dead, dying = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup)
     dead.alive = False
 
-    def unload() -> bool:
+    def unload(*, unless_running: bool = False) -> bool:
         dying.alive = False
         raise WorkerDiedError("killed")
 
@@ -152,3 +158,72 @@ def test_a_group_counts_the_models_that_use_it(pool: GroupPool) -> None:
     pool.refer("a")
     group = pool.obtain("a", FakeGroup)
     assert pool.groups() == [(group, 2)]
+
+
+def test_who_forgets_takes_no_lock(pool: GroupPool) -> None:
+    """A finalizer runs in the middle of anything, and whoever holds the lock may wait for it."""
+    pool.refer("a")
+    group = pool.obtain("a", FakeGroup)
+    forgotten = threading.Event()
+
+    def finalizer() -> None:
+        pool.forget("a")
+        forgotten.set()
+
+    with pool._lock:
+        threading.Thread(target=finalizer, daemon=True).start()
+        assert forgotten.wait(10)
+    assert eventually(lambda: not group.alive)
+
+
+class StuckGroup(FakeGroup):
+    """One whose workers are waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on, self.is_stuck = threading.Event(), threading.Event()
+
+    def close(self) -> None:
+        self.is_stuck.set()
+        self.may_go_on.wait(30)
+        super().close()
+
+    def unload(self, *, unless_running: bool = False) -> bool:
+        self.is_stuck.set()
+        self.may_go_on.wait(30)
+        return super().unload(unless_running=unless_running)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda pool: pool.release(),
+        lambda pool: pool.release(keep_workers=True),
+        lambda pool: pool.unload("a"),
+        lambda pool: pool.unload_others("b"),
+        lambda pool: pool.close(),
+        lambda pool: [pool.obtain(key, FakeGroup) for key in "bc"],
+        lambda pool: pool.forget("a"),
+    ],
+)
+def test_nobody_waits_for_workers_under_the_lock(
+    pool: GroupPool, wait: Callable[[GroupPool], object]
+) -> None:
+    pool.refer("a")
+    stuck = pool.obtain("a", StuckGroup)
+    waiting = threading.Thread(target=wait, args=(pool,), daemon=True)
+    waiting.start()
+    assert stuck.is_stuck.wait(10)
+    others = threading.Thread(target=lambda: (pool.groups(), pool.peek("b"), pool.refer("b")))
+    others.start()
+    others.join(10)
+    assert not others.is_alive()
+    stuck.may_go_on.set()
+    waiting.join(10)
+
+
+def test_users_that_are_gone_leave_nothing(pool: GroupPool) -> None:
+    for number in range(100):
+        pool.refer(number)
+        pool.forget(number)
+    assert eventually(lambda: not pool._references and not pool._due)

@@ -56,7 +56,7 @@ def test_the_environment_of_this_process_is_not_changed() -> None:
 def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
     launch = Launch(python_path=(), cwd=str(tmp_path), python=str(tmp_path / "no-python"))
     with pytest.raises(WorkerStartError) as caught:
-        WorkerProcess("worker 1", "cuda:1", launch, 1, tmp_path / "worker-1.log")
+        WorkerProcess("worker 1", "cuda:1", launch, 1, tmp_path / "worker-1.log", {})
     for text in ("worker 1 on cuda:1", "could not be started", "no-python"):
         assert text in str(caught.value)
 
