@@ -46,6 +46,15 @@ def run(lab: ComfyServer) -> tuple[dict[str, Any], sockets.Events]:
     return lab.get(f"/history/{prompt_id}")[prompt_id], events
 
 
+def group_of(lab: ComfyServer, run: tuple[dict[str, Any], sockets.Events]) -> dict[str, Any]:
+    """The group that did `run`; there may be others of the same model."""
+    [report] = lab.get(f"/asyncdiff/report/{run[0]['prompt'][1]}")["runs"]
+    pids = {worker["pid"] for worker in report["workers"]}
+    groups = lab.get("/asyncdiff/status")["groups"]
+    [group] = [g for g in groups if pids == {worker["pid"] for worker in g["workers"]}]
+    return group
+
+
 def test_report_of_a_prompt(lab, run):
     prompt_id = run[0]["prompt"][1]
     [report] = lab.get(f"/asyncdiff/report/{prompt_id}")["runs"]
@@ -86,7 +95,7 @@ def test_devices(lab):
 
 
 def test_log_of_a_known_worker_only(lab, run):
-    [group] = [g for g in lab.get("/asyncdiff/status")["groups"] if g["model"] == "WanModel"]
+    group = group_of(lab, run)
     assert group["workers"][1]["log_file"].endswith("worker-1.log")
     lab.get_bytes(f"/asyncdiff/log/{group['id']}/1")
     for path in (f"{group['id']}/2", f"{group['id']}/-1", f"{group['id']}/01", "g0/0"):
@@ -153,7 +162,7 @@ def test_long_numbers_in_addresses(lab: ComfyServer) -> None:
 
 
 def test_a_long_log_is_its_end(lab: ComfyServer, run: Any) -> None:
-    [group] = [g for g in lab.get("/asyncdiff/status")["groups"] if g["model"] == "WanModel"]
+    group = group_of(lab, run)
     log = Path(group["workers"][0]["log_file"])
     with log.open("ab") as file:
         file.write(b"first line\n" + b"x" * 99 + b"\n" + b"y" * 2**21 + b"\nlast line\n")
