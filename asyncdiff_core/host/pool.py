@@ -63,31 +63,28 @@ class GroupPool:
         Args:
             run: a sampling run begins with this schedule, until whose end nobody releases it.
         """
-        leaving: list[WorkerGroup] = []
-        with self._lock:
-            group = self._groups.pop(key, None)
-            if group is not None and not group.is_alive():
-                leaving.append(group)
-                group = None
-            if group is None:
-                leaving += self._make_room()
-        for other in leaving:
-            other.close()
-        with self._lock:
-            group = group or self._groups.pop(key, None)  # which another thread has made meanwhile
-            if group is None:
-                group = make()
-                group.start()
-            self._groups[key] = group
-            if run is not None:
-                group.begin_run(run)
-            return group
+        while True:
+            with self._lock:
+                group = self._groups.get(key)
+                leaving = [] if group is not None and group.is_alive() else self._make_room(key)
+                if not leaving:
+                    if group is None:
+                        group = make()
+                        group.start()
+                        self._groups[key] = group
+                    self._groups.move_to_end(key)
+                    if run is not None:
+                        group.begin_run(run)
+                    return group
+            for other in leaving:
+                other.close()
 
-    def _make_room(self) -> list[WorkerGroup]:
-        idle = [key for key, group in self._groups.items() if not group.is_running]
-        leaving = []
-        for key in idle[: max(0, len(self._groups) - self._capacity() + 1)]:
-            leaving.append(self._groups.pop(key))
+    def _make_room(self, key: Hashable) -> list[WorkerGroup]:
+        """Take out what is in the way of a new group `key`: one that died, and idle ones."""
+        leaving = [self._groups.pop(key)] if key in self._groups else []
+        idle = [other for other, group in self._groups.items() if not group.is_running]
+        for other in idle[: max(0, len(self._groups) - self._capacity() + 1)]:
+            leaving.append(self._groups.pop(other))
             log.info("releasing the workers of %s", leaving[-1].source.name)
         return leaving
 

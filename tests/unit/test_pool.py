@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -227,3 +228,34 @@ def test_users_that_are_gone_leave_nothing(pool: GroupPool) -> None:
         pool.refer(number)
         pool.forget(number)
     assert eventually(lambda: not pool._references and not pool._due)
+
+
+def test_two_threads_that_want_the_same_group_get_one(
+    pool: GroupPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while one of them is between looking and taking; the other's group would be lost."""
+    first = pool.obtain("a", FakeGroup)
+    is_between, may_go_on = threading.Event(), threading.Event()
+    acquire = pool._lock
+
+    class Slow:
+        """The lock of the pool, after whose first release a thread stands still."""
+
+        def __enter__(self) -> None:
+            acquire.__enter__()
+
+        def __exit__(self, *of: Any) -> None:
+            acquire.__exit__(*of)
+            if threading.current_thread().name == "slow" and not is_between.is_set():
+                is_between.set()
+                may_go_on.wait(10)
+
+    monkeypatch.setattr(pool, "_lock", Slow())
+    got: list[FakeGroup] = []
+    slow = threading.Thread(target=lambda: got.append(pool.obtain("a", FakeGroup)), name="slow")
+    slow.start()
+    assert is_between.wait(10)
+    got.append(pool.obtain("a", FakeGroup))
+    may_go_on.set()
+    slow.join(10)
+    assert got == [first, first]
