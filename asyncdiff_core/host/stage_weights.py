@@ -98,7 +98,7 @@ class ComfyStageModel:
         self._replacements: dict[str | None, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._patched: PatchedObjects | None = None
         self._stage: Stage = ()
-        self._not_zero: set[str] = set()  # names of weights, as the file has them
+        self._not_zero: set[str] = set()  # names of weights, as they were loaded
         self._compilation: Compilation | None = None
         self.staged: StagedModel
 
@@ -155,10 +155,11 @@ class ComfyStageModel:
             ) -> torch.Tensor | None:
                 if key.startswith(prefixes):
                     return None
-                if not is_zero(tensor):
-                    not_zero.add(key)
                 # What goes to a GPU needs no second place in the host's memory.
-                return as_loaded(tensor, like, copy=on_cpu)
+                value = as_loaded(tensor, like, copy=on_cpu)
+                if not is_zero(value):  # as it is loaded: small numbers may be zeros of its type
+                    not_zero.add(key)
+                return value
 
             with absent(model, (unit.name for unit in foreign)):
                 load_chosen(base_model, load_whole, choose)

@@ -54,25 +54,39 @@ def test_loader_of_a_pack_that_workers_cannot_import(lab: ComfyServer) -> None:
     assert "needs ComfyUI's server" in lab.log_text()[before:]
 
 
-def test_file_that_was_replaced(lab: ComfyServer) -> None:
-    """The loaded MODEL goes on; workers that would load again say what has happened."""
+def write_changed(lab: ComfyServer, name: str, ending: str, factor: float) -> str:
+    """The small Wan, with weights whose names end so `factor` times as large; the file's name.
+
+    A factor below 1 makes them positive too: what is rounded to zero keeps its sign.
+    """
     folder = lab.models / "diffusion_models"
-    name = "replaced.safetensors"
     with safe_open(folder / "tiny-wan.safetensors", "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
+    for key, weight in weights.items():
+        if key.endswith(ending) and weight.ndim > 1:
+            weights[key] = weight.abs() * factor if factor < 1 else weight * factor
+    save_file(weights, folder / "part", metadata)
+    os.replace(folder / "part", folder / f"{name}.safetensors")
+    return f"{name}.safetensors"
 
-    def put(factor: float) -> None:
-        changed = {k: v * factor if v.ndim > 1 else v for k, v in weights.items()}
-        save_file(changed, folder / "part", metadata)
-        os.replace(folder / "part", folder / name)
 
-    put(1.0)
+def test_weights_that_their_type_rounds_to_zero(lab: ComfyServer) -> None:
+    """They are no weights that were lost on their way."""
+    name = write_changed(lab, "small", "blocks.1.ffn.2.weight", 1e-6)
+    flow = workflow("wan", steps=STEPS, cfg=1.0)
+    flow["model"] = node("UNETLoader", unet_name=name, weight_dtype="fp8_e4m3fn")
+    assert torch.equal(latent(lab, parallelized(flow)), latent(lab, flow))
+
+
+def test_file_that_was_replaced(lab: ComfyServer) -> None:
+    """The loaded MODEL goes on; workers that would load again say what has happened."""
+    name = write_changed(lab, "replaced", "", 1.0)
     flow = workflow("wan", steps=STEPS)
     flow["model"] = node("UNETLoader", unet_name=name, weight_dtype="default")
     spread = parallelized(flow)
     first = latent(lab, spread)
-    put(1.1)
+    write_changed(lab, "replaced", "", 1.1)
     assert torch.equal(latent(lab, spread), first)  # loaded already
     lab.post("/asyncdiff/release", {})
     with pytest.raises(PromptFailed, match="has changed") as caught:
