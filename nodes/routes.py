@@ -75,10 +75,18 @@ async def get_status(request: web.Request) -> web.Response:
 async def get_log(request: web.Request) -> web.Response:
     """The end of the log of one worker, as text."""
     group, rank = request.match_info["group"], request.match_info["rank"]
+    is_local = _is_local(request.remote)
+
+    def end() -> str:
+        text = _end_of(log_file(group, rank))
+        return text if is_local else without_folders(text)
+
     try:
-        text = await _in_thread(lambda: _end_of(log_file(group, rank)))
-    except (AsyncDiffError, OSError) as error:
+        text = await _in_thread(end)
+    except AsyncDiffError as error:
         return _refuse(str(error), status=404)
+    except OSError as error:
+        return _refuse(f"the log cannot be read: {error.strerror}", status=404)
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     return web.Response(text=text, headers=headers)
 

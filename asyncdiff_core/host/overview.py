@@ -62,8 +62,9 @@ def shown(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-# A folder in a text, up to what lies in it.
-_FOLDER = re.compile(r"(?:[A-Za-z]:)?[\\/](?:[^\\/\s:'\"]+[\\/])+")
+# A folder in a text, up to what lies in it. Its name may have spaces, so that words between two
+# paths may go as well.
+_FOLDER = re.compile(r"(?:[A-Za-z]:)?[\\/](?:[^\\/\r\n:'\"]+[\\/])+")
 
 
 def without_folders(value: Any) -> Any:

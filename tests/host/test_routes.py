@@ -192,6 +192,15 @@ def test_visitors_from_elsewhere_see_no_folders(comfyui_path: Path, tmp_path: Pa
         )
         assert str(tmp_path) in here
         port = server.url.rpartition(":")[2]
+        [group] = server.get("/asyncdiff/status")["groups"]
+        log = Path(group["workers"][1]["log_file"])
+        with log.open("a") as file:
+            file.write(f"File '{tmp_path}/a b/c d.py', line 1\n")
+        with urllib.request.urlopen(
+            f"http://{address}:{port}/asyncdiff/log/{group['id']}/1"
+        ) as response:
+            text = response.read().decode()
+        assert text.endswith("File 'c d.py', line 1\n") and str(tmp_path) not in text
         for path in ("status", "report"):
             with urllib.request.urlopen(f"http://{address}:{port}/asyncdiff/{path}") as response:
                 text = response.read().decode()
