@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from demo.graphs import Node, Workflow, node
+from tests.host.own_process.stock_format import file_of
 
 from .flatten import Json, Prompt
 from .judge import (
@@ -276,7 +277,7 @@ class _Reduction:
                 self.result.workflow[name] = node(
                     "LoraLoaderModelOnly",
                     model=self.linked(inputs["model"], "MODEL", family),
-                    lora_name=self.families[family].get("file", f"stock-{family}.safetensors"),
+                    lora_name=self.families[family].get("file", file_of(family, "fp32")),
                     strength_model=value_of(self.prompt, inputs.get("strength_model", 1.0)),
                 )
             return [name, 0]
@@ -293,7 +294,7 @@ class _Reduction:
             loader = node("TestDescribedModel", unet_name=family["file"])
         else:
             kind = model.kind if model.kind in family["formats"] else "fp32"
-            file = f"stock-{model.family}{'' if kind == 'fp32' else f'-{kind}'}.safetensors"
+            file = file_of(model.family, kind)
             if model.loader == "UNETLoader":
                 loader = node("UNETLoader", unet_name=file, weight_dtype="default")
             else:

@@ -122,7 +122,6 @@ class Trial:
     def __init__(self, server: ComfyServer, families: dict[str, Json]) -> None:
         self.server, self.families = server, families
         self.object_info: Json = server.get("/object_info")
-        self._notes: dict[str, str] = {}  # by the files that a prompt has
 
     def row(self, name: str, judgement: Judgement) -> Row:
         """Run a template in all ways."""
@@ -180,13 +179,8 @@ class Trial:
         took_part = [report for report in ours.reports if len(report["workers"]) > 1]
         if len(took_part) >= len(of.samplers):
             return Outcome(PARALLEL)
-        # Of a class that has no layout it is said once per MODEL, which ComfyUI keeps.
-        inputs = [one["inputs"] for one in twin.values()]
-        files = [its["unet_name"] for its in inputs if "unet_name" in its]
-        note = next(iter(ours.notes), self._notes.get(str(files)))
-        if note:
-            self._notes[str(files)] = note
-            return Outcome(LOCAL, in_short(note))
+        if ours.notes:
+            return Outcome(LOCAL, in_short(ours.notes[0]))
         return Outcome(DIFFERENT, f"{len(took_part)} of {len(of.samplers)} samplers, and no note")
 
     def run(self, flow: Workflow) -> Run:

@@ -18,7 +18,7 @@ CUSTOM = (
 )
 
 
-def parallelized(flow: Workflow, object_info: Json, warm_up: int = WARM_UP) -> Workflow:
+def parallelized(flow: Workflow, object_info: Json) -> Workflow:
     """*Parallelize Model* behind each loader, and *Schedule* before each sampler."""
     twin = dict(flow)
     for name, one in flow.items():
@@ -33,7 +33,7 @@ def parallelized(flow: Workflow, object_info: Json, warm_up: int = WARM_UP) -> W
             twin[spread] = node("AsyncDiffParallelize", model=[name, 0], **PLAN)
     for name, one in list(twin.items()):
         if one["class_type"] in (*SAMPLERS, *CUSTOM):
-            twin.update(_scheduled(twin, name, object_info, warm_up))
+            twin.update(_scheduled(twin, name, object_info, WARM_UP))
     return twin
 
 

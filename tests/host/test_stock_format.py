@@ -16,15 +16,11 @@ from dev import DEFAULT_HOST
 
 from .features import parallelized
 from .lab import asyncdiff, last_report, saved
+from .own_process.stock_format import file_of
 from .processes import run
 from .ways import alone
 
 STEPS = 2
-
-
-def file_of(name: str, kind: str) -> str:
-    """As stock_format.py calls it."""
-    return f"stock-{name}.safetensors" if kind == "fp32" else f"stock-{name}-{kind}.safetensors"
 
 
 NAMES = (

@@ -17,8 +17,9 @@ import torch
 
 Inputs = dict[str, Any]
 
-# Buffers that a class leaves to the file: the positions of SD3 and of Stable Audio.
-IN_THE_FILE = {"pos_embed", "transformer.rotary_pos_emb.inv_freq"}
+# Buffers that a class leaves to the file: positions of SD3 and Stable Audio, SeedVR2's prompts.
+IN_THE_FILE = {"pos_embed", "transformer.rotary_pos_emb.inv_freq", "positive_conditioning"}
+IN_THE_FILE |= {"negative_conditioning"}
 
 
 class Draw:
