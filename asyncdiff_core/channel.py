@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .dtypes import DTYPES, NAMES
 from .errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
 from .frames import (
     HEADER,
@@ -53,41 +54,26 @@ def _read_tensor(reader: Reader) -> torch.Tensor:
     return tensor.permute(inverse)
 
 
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
-
-
 def _read_dtype(reader: Reader) -> torch.dtype:
     name = str(reader.take_bytes(), "ascii")
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise ValueError("a tensor of no known type")
-    return _DTYPES[name]
-
-
-def _read_size(reader: Reader) -> torch.Size:
-    return torch.Size(reader.read_all())
+    return DTYPES[name]
 
 
 register(torch.Tensor, b"X", _write_tensor, _read_tensor, is_open=True)
-register(
-    torch.dtype,
-    b"y",
-    lambda w, v: w.write_bytes(b"y", str(v).removeprefix("torch.").encode()),
-    _read_dtype,
-)
+register(torch.dtype, b"y", lambda w, v: w.write_bytes(b"y", NAMES[v].encode()), _read_dtype)
 register(
     torch.device,
     b"v",
     lambda w, v: w.write_bytes(b"v", str(v).encode()),
     lambda r: torch.device(str(r.take_bytes(), "ascii")),
 )
-register(torch.Size, b"n", lambda w, v: w.write_all(b"n", v), _read_size)
+register(torch.Size, b"n", lambda w, v: w.write_all(b"n", v), lambda r: torch.Size(r.read_all()))
 
 
-def _raw(tensor: torch.Tensor) -> memoryview:
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a dense tensor on the CPU, in memory order; writing into them is allowed."""
     # A single element may have any stride, and its bytes are wanted all the same.
     flat = tensor.as_strided((tensor.numel(),), (1,))
     array: Any = flat.view(torch.uint8).numpy()
@@ -157,7 +143,7 @@ class Channel:
             for nbytes in sizes:
                 storages.append(_allocate(nbytes))
                 if nbytes:
-                    self._read_into(_raw(storages[-1]), deadline)
+                    self._read_into(raw_bytes(storages[-1]), deadline)
         except TimeoutError:
             raise ChannelTimeoutError("no message came in time") from None
         except OSError as error:
@@ -214,4 +200,4 @@ def encode_frame(message: Any) -> list[memoryview]:
     head += b"".join(SIZE.pack(tensor.nbytes) for tensor in writer.beside)
     # Small parts travel together: every send of its own costs the receiver a wake-up.
     first = memoryview(head + writer.data)
-    return [first, *(_raw(tensor) for tensor in writer.beside if tensor.nbytes)]
+    return [first, *(raw_bytes(tensor) for tensor in writer.beside if tensor.nbytes)]

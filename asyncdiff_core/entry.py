@@ -18,11 +18,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from .errors import says_out_of_memory, text_of
 from .frames import plain_frame
 
 BEAT_SECONDS = 1.0
+HOST = -1  # stands for the host where workers have their ranks
+SHARED = struct.Struct("<iI")  # on Windows, before each socket: its rank, its description's length
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class Host:
     def is_there(self) -> bool:
         """Whether the host runs. Windows doesn't tell: a process there keeps its parent."""
         return os.name != "posix" or os.getppid() == self.pid
+
+    def must_be_there(self) -> None:
+        """End this process if the host has, even if another one still has its end of the socket."""
+        if not self.is_there:
+            self.is_gone()
 
     def is_gone(self) -> None:
         """End this process, as its host has closed the socket without a word.
@@ -70,8 +78,7 @@ class SignsOfLife:
         beat = plain_frame(("Beat", 0, (0, "computing")))
         try:
             while not self._over.wait(BEAT_SECONDS):
-                if not self._host.is_there:
-                    self._host.is_gone()  # even if some process still has its end of the socket
+                self._host.must_be_there()
                 self._socket.sendall(beat)
         except OSError:
             self._host.is_gone()
@@ -88,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     # What is left belongs to ComfyUI, whose own parser reads sys.argv when a worker imports it.
     sys.argv = [sys.argv[0], *host_arguments]
     peers = inherited(options.sockets)
-    sock = peers.pop(-1)
+    sock = peers.pop(HOST)
     host = Host(options.host, options.folder)
     try:
         with SignsOfLife(sock, host):
@@ -96,19 +103,24 @@ def main(argv: Sequence[str]) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             sock.sendall(plain_frame(("Failed", 0, _failure(error))))
-        with contextlib.suppress(Exception):  # a full disk
-            traceback.print_exc()
-            sys.stderr.flush()
-        os._exit(1)
+        end_with_traceback()
     run(sock, host, peers)
 
 
+def end_with_traceback() -> NoReturn:
+    """End this process for the exception that is handled, and log it if the disk has room."""
+    with contextlib.suppress(Exception):
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(1)
+
+
 def inherited(description: str) -> dict[int, socket.socket]:
-    """The sockets that process.py gives, by the rank at their other end; that of the host is -1."""
+    """The sockets that process.py gives, by the rank at their other end, or HOST."""
     sockets = {}
     if description == "stdin":
-        while head := sys.stdin.buffer.read(8):
-            rank, size = struct.unpack("<iI", head)
+        while head := sys.stdin.buffer.read(SHARED.size):
+            rank, size = SHARED.unpack(head)
             shared = sys.stdin.buffer.read(size)
             sockets[rank] = socket.fromshare(shared)  # type: ignore[attr-defined]
     else:

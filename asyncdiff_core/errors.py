@@ -122,6 +122,9 @@ def short_name(module: str) -> str:
     return module.replace("\\", "/").rpartition("/")[2]
 
 
+MAX_ERROR_TEXT = 16_384  # characters of an error that is kept, or sent by a worker
+
+
 def few(names: Collection[str]) -> str:
     """Three of the names, and how many more there are."""
     text = "; ".join([*names][:3])

@@ -16,7 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from . import messages
-from .errors import WorkerError, WorkerOutOfMemoryError, WorkerStartError
+from .errors import MAX_ERROR_TEXT, WorkerError, WorkerOutOfMemoryError, WorkerStartError
 from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
@@ -40,7 +40,6 @@ LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
 COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
 
 MAX_SHAPES = 64  # for which costs are kept
-MAX_ERROR_TEXT = 16_384  # characters
 
 Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
 
@@ -578,7 +577,6 @@ class WorkerGroup(Evaluator):
 
     def _request(self, requests: Sequence[Any], *, poll: bool = True) -> list[Any]:
         """Send a request to each of the first workers, and wait for their answers."""
-        self._require_whole()
         members = self.members[: len(requests)]
         ticket = self._post(requests)
         self._run_tickets.add(ticket)
@@ -587,6 +585,7 @@ class WorkerGroup(Evaluator):
 
     def _post(self, requests: Sequence[Any]) -> int:
         """Send a request to each of the first workers; the ticket of their answers."""
+        self._require_whole()
         processes = self._processes()[: len(requests)]
         return self._exchange.post(zip(processes, requests, strict=True))
 

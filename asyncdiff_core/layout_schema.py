@@ -12,18 +12,13 @@ from typing import Any
 
 import torch
 
+from .dtypes import DTYPES, NAMES
 from .errors import LayoutError, LinkError
 
 MAX_DEPTH = 16
 MAX_PARTS = 10_000
 MAX_DIMENSIONS = 16
 MAX_SIZE = 2**44  # elements of a tensor; also bounds each stride
-
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in vars(torch).values()
-    if isinstance(dtype, torch.dtype)
-}
 
 # Makes a description of a tensor of dtype, shape and stride.
 Make = Callable[[torch.dtype, tuple[int, ...], tuple[int, ...]], Any]
@@ -37,8 +32,8 @@ def to_plain(structure: Any, kind: type) -> Any:
     """
     if isinstance(structure, kind):
         described: Any = structure
-        name = str(described.dtype).removeprefix("torch.")
-        return {"tensor": [name, list(described.shape), list(described.stride)]}
+        shape, stride = list(described.shape), list(described.stride)
+        return {"tensor": [NAMES[described.dtype], shape, stride]}
     if structure is None or type(structure) in (bool, int, float, str):
         return {"value": structure}
     if type(structure) in (list, tuple):
@@ -92,7 +87,7 @@ class _Reader:
         return item[0], self.read(item[1], depth + 1)
 
     def _tensor(self, content: list[Any]) -> Any:
-        if len(content) != 3 or not isinstance(content[0], str) or content[0] not in _DTYPES:
+        if len(content) != 3 or not isinstance(content[0], str) or content[0] not in DTYPES:
             raise _wrong("has a tensor of no known type")
         name, *sizes = content
         for numbers in sizes:
@@ -102,7 +97,7 @@ class _Reader:
                 raise _wrong("has a tensor of no possible shape")
         if len(sizes[0]) > MAX_DIMENSIONS or math.prod(sizes[0]) > MAX_SIZE:
             raise _wrong("has a tensor of no possible shape")
-        return self._make(_DTYPES[name], tuple(sizes[0]), tuple(sizes[1]))
+        return self._make(DTYPES[name], tuple(sizes[0]), tuple(sizes[1]))
 
 
 def _wrong(how: str) -> LinkError:

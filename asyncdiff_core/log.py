@@ -46,8 +46,9 @@ def leave_folder(folder: Path, *, is_wreck: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return
     with contextlib.suppress(OSError):
-        for name in ("rendezvous", _WORKERS):
-            (folder / name).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.suffix != ".log":
+                path.unlink()
         (folder / _WRECK).touch()
 
 

@@ -29,6 +29,8 @@ _Item = tuple[memoryview | None, int, "Future[Any]"]
 class Peer:
     """This end of the socket to another worker. Sends and receives run in threads of their own.
 
+    It is open until its process ends, at which the other end notices.
+
     Args:
         rank: of the other worker.
         sock: connected to it.
@@ -59,14 +61,6 @@ class Peer:
     def receive_plain(self) -> Any:
         """Wait for what `send_plain` sends."""
         return self._to_receive.put(None, _PLAIN).result()
-
-    def close(self) -> None:
-        """Close this end; the other one notices."""
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other end is gone
-        self._socket.close()
 
     def _send(self, data: memoryview | None, kind: int) -> None:
         assert data is not None

@@ -119,15 +119,15 @@ class Reader:
     def take_bytes(self) -> memoryview:
         return self.take(_LONG.unpack(self.take(_LONG.size))[0])
 
-    def read_all(self, per_item: int = 1) -> list[Any]:
-        """As many values as the next number says, times `per_item`."""
+    def read_all(self) -> list[Any]:
+        """As many values as the next number says."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise ValueError("it is nested too deep")
         (count,) = _COUNT.unpack(self.take(_COUNT.size))
-        if count * per_item > len(self._data) - self._at:
+        if count > len(self._data) - self._at:
             raise ValueError("it ends too early")
-        values = [self.read() for _ in range(count * per_item)]
+        values = [self.read() for _ in range(count)]
         self._depth -= 1
         return values
 

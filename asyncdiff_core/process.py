@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .channel import Channel
+from .entry import HOST, SHARED
 from .errors import (
     ChannelClosedError,
     ChannelDataError,
@@ -108,10 +108,6 @@ def socket_mesh(number: int) -> Iterator[list[dict[int, socket.socket]]]:
             sock.close()
 
 
-# On Windows a worker reads of each socket its rank, or -1, and how long its description is.
-SHARED = struct.Struct("<iI")
-
-
 class WorkerProcess:
     """A worker process, and this end of its control channel.
 
@@ -145,7 +141,7 @@ class WorkerProcess:
         command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
         windows = sys.platform == "win32"
-        inherited = {-1: theirs, **peers}
+        inherited = {HOST: theirs, **peers}
         numbers = [f"{rank}:{sock.fileno()}" for rank, sock in inherited.items()]
         control = ["--sockets=stdin" if windows else f"--sockets={','.join(numbers)}"]
         # A host that ends at once is no longer the worker's parent when that asks for it.

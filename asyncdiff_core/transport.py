@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 
+from .channel import raw_bytes
 from .errors import LinkError, PlanError
 from .peers import Peer
 
@@ -59,11 +59,8 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
     return "socket"
 
 
-class Work(Protocol):
-    """A send or receive that goes on."""
-
-    def wait(self) -> Any:
-        """Wait for its end; RuntimeError or LinkError if it failed."""
+# Starts to send or receive a tensor; what it gives waits for the end of that.
+Begin = Callable[[torch.Tensor], Callable[[], Any]]
 
 
 class Transport:
@@ -115,50 +112,29 @@ class Transport:
     def sender(self, rank: int, nbytes: int) -> Sender:
         """The sending side of the messages of `nbytes` bytes to worker `rank`."""
         peer = self._peers[rank]
-        begin = _to_nccl(rank) if self._is_nccl else _to(peer)
+
+        def begin(tensor: torch.Tensor) -> Callable[[], Any]:
+            if self._is_nccl:
+                return cast(dist.Work, dist.isend(tensor, rank)).wait
+            return peer.send(raw_bytes(tensor)).result
+
         return Sender(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
 
     def receiver(self, rank: int, nbytes: int) -> Receiver:
         """The receiving side of the messages of `nbytes` bytes from worker `rank`."""
         peer = self._peers[rank]
-        begin = _from_nccl(rank) if self._is_nccl else _from(peer)
+
+        def begin(tensor: torch.Tensor) -> Callable[[], Any]:
+            if self._is_nccl:
+                return cast(dist.Work, dist.irecv(tensor, rank)).wait
+            return peer.receive(raw_bytes(tensor)).result
+
         return Receiver(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
 
     def close(self) -> None:
         """Leave the group."""
         if self._is_nccl:
             dist.destroy_process_group()
-
-
-class _Waiting:
-    """A message of a socket as `Work`."""
-
-    def __init__(self, future: Future[Any]) -> None:
-        self._future = future
-
-    def wait(self) -> None:
-        self._future.result()
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    array: Any = tensor.numpy()
-    return memoryview(array)
-
-
-def _to(peer: Peer) -> Callable[[torch.Tensor], Work]:
-    return lambda tensor: _Waiting(peer.send(_bytes_of(tensor)))
-
-
-def _from(peer: Peer) -> Callable[[torch.Tensor], Work]:
-    return lambda tensor: _Waiting(peer.receive(_bytes_of(tensor)))
-
-
-def _to_nccl(rank: int) -> Callable[[torch.Tensor], Work]:
-    return lambda tensor: cast(Work, dist.isend(tensor, rank))
-
-
-def _from_nccl(rank: int) -> Callable[[torch.Tensor], Work]:
-    return lambda tensor: cast(Work, dist.irecv(tensor, rank))
 
 
 def linked(rank: int, do: Callable[[], Any]) -> Any:
@@ -177,13 +153,13 @@ class _Endpoint:
         rank: int,
         nbytes: int,
         device: torch.device,
-        begin: Callable[[torch.Tensor], Work],
+        begin: Begin,
         *,
         is_direct: bool,
     ) -> None:
         self._rank = rank
         self._begin = begin
-        self._work: list[Work | None] = [None] * NUM_SLOTS
+        self._waits: list[Callable[[], Any] | None] = [None] * NUM_SLOTS
         self.slots = [
             torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(NUM_SLOTS)
         ]
@@ -197,13 +173,13 @@ class _Endpoint:
 
     def _start(self, slot: int) -> None:
         if self.slots[slot].numel():
-            self._work[slot] = linked(self._rank, lambda: self._begin(self._wire[slot]))
+            self._waits[slot] = linked(self._rank, lambda: self._begin(self._wire[slot]))
 
     def _join(self, slot: int) -> bool:
-        work, self._work[slot] = self._work[slot], None
-        if work is None:
+        wait, self._waits[slot] = self._waits[slot], None
+        if wait is None:
             return False
-        linked(self._rank, work.wait)
+        linked(self._rank, wait)
         return True
 
 

@@ -26,8 +26,15 @@ import torch
 
 from . import messages
 from .channel import Channel
-from .entry import BEAT_SECONDS, Host
-from .errors import AsyncDiffError, ChannelClosedError, LinkError, UnspreadableError, text_of
+from .entry import BEAT_SECONDS, Host, end_with_traceback
+from .errors import (
+    MAX_ERROR_TEXT,
+    AsyncDiffError,
+    ChannelClosedError,
+    LinkError,
+    UnspreadableError,
+    text_of,
+)
 from .inputs import InputDecoder
 from .links import LaneLinks, Waiting, synchronize
 from .log import get_logger
@@ -275,10 +282,7 @@ def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
                 host.is_gone()
             os._exit(0)
         except BaseException:
-            with contextlib.suppress(Exception):  # a full disk
-                traceback.print_exc()
-                sys.stderr.flush()
-            os._exit(1)
+            end_with_traceback()
 
     logging.basicConfig(level=logging.INFO, format=f"[{config.name}] %(levelname)s %(message)s")
     torch.set_num_threads(config.num_threads)
@@ -291,8 +295,7 @@ def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
     def beat() -> None:
         while True:
             time.sleep(BEAT_SECONDS)
-            if not host.is_there:
-                host.is_gone()  # even if some process still has its end of the socket
+            host.must_be_there()
             is_busy = busy.is_set()
             if not (is_busy or was_busy.is_set()):
                 continue
@@ -344,7 +347,7 @@ def failure(error: Exception) -> messages.Failed:
         kind = "memory"
     elif isinstance(error, UnspreadableError):
         text, kind = str(error), "refused"
-    return messages.Failed(text, kind, traceback.format_exc())
+    return messages.Failed(text[:MAX_ERROR_TEXT], kind, traceback.format_exc()[-MAX_ERROR_TEXT:])
 
 
 def run(sock: socket.socket, host: Host, peers: Mapping[int, socket.socket]) -> None:

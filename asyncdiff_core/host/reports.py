@@ -7,13 +7,12 @@ import time
 from collections import deque
 from typing import Any
 
+from ..errors import MAX_ERROR_TEXT
 from ..report import RunReport
 
 MAX_RUNS_BYTES = 32 * 2**20  # as JSON; a run of a thousand steps has some hundred KiB
-MAX_ERROR_TEXT = 16_384  # characters
 
-_runs: deque[dict[str, Any]] = deque(maxlen=32)
-_sizes: deque[int] = deque(maxlen=32)
+_runs: deque[tuple[dict[str, Any], int]] = deque(maxlen=32)  # and their sizes as JSON
 _errors: deque[dict[str, Any]] = deque(maxlen=8)
 
 
@@ -27,11 +26,9 @@ def name_run(report: RunReport) -> None:
 def record(report: RunReport) -> None:
     """Keep `report`, of a run that ended well just now."""
     run = {**report.as_dict(), "ended": time.time()}
-    _runs.append(run)
-    _sizes.append(len(json.dumps(run)))
-    while len(_runs) > 1 and sum(_sizes) > MAX_RUNS_BYTES:
+    _runs.append((run, len(json.dumps(run))))
+    while len(_runs) > 1 and sum(size for _, size in _runs) > MAX_RUNS_BYTES:
         _runs.popleft()
-        _sizes.popleft()
 
 
 def record_error(model: str, error: Exception) -> None:
@@ -46,20 +43,20 @@ def last_errors() -> list[dict[str, Any]]:
 
 def last_runs() -> list[dict[str, Any]]:
     """The last runs as plain data, newest last."""
-    return list(_runs)
+    return [run for run, _ in _runs]
 
 
 def last_run() -> dict[str, Any] | None:
     """Which run was the last to end well, and when (seconds since 1970); None if none did."""
     if not _runs:
         return None
-    run = _runs[-1]
+    run, _ = _runs[-1]
     return {key: run[key] for key in ("prompt_id", "node_id", "ended")}
 
 
 def runs_of(prompt_id: str) -> list[dict[str, Any]]:
     """Those of the last runs that belong to this prompt, in their order."""
-    return [run for run in _runs if run["prompt_id"] == prompt_id]
+    return [run for run in last_runs() if run["prompt_id"] == prompt_id]
 
 
 def executing_context() -> Any:

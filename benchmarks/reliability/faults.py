@@ -74,8 +74,6 @@ class Faults:
 
     def run(self, kind: Kind, moment: str, rank: int) -> Case:
         """Do `kind` at `moment` to worker `rank`."""
-        if moment in kind.impossible:
-            return Case(kind.name, moment, kind.impossible[moment])
         for _ in range(ATTEMPTS):
             try:
                 return self._attempt(kind, moment, rank)

@@ -7,8 +7,8 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from .descriptors import cut, write_into
 from .processes import WorkerSeen, is_alive, virtual_bytes
@@ -29,14 +29,12 @@ class Kind:
         name: for the command line and the table.
         inject: does it to a worker.
         words: of which at least one stands in the error that the user sees.
-        impossible: moments at which there is nothing to break, and why.
         blames_either: a link has two ends, and the error may name the worker at either of them.
     """
 
     name: str
     inject: Callable[[WorkerSeen], None]
     words: tuple[str, ...]
-    impossible: Mapping[str, str] = field(default_factory=dict)
     blames_either: bool = False
 
 
