@@ -123,6 +123,21 @@ class Canvas:
             arg=[type_, label],
         )
 
+    def wait_for_recorded(self, number: int) -> None:
+        """Wait until the graph has `number` nodes, and the history that undo walks has that too.
+
+        ComfyUI records a change and restores a state some frames after the key: a key that comes
+        before would walk from another state.
+        """
+        self.page.wait_for_function(
+            """number => {
+                const history = app.extensionManager.workflow.activeWorkflow.changeTracker;
+                return app.graph._nodes.length === number && !history._restoringState
+                    && history.activeState.nodes.length === number;
+            }""",
+            arg=number,
+        )
+
     def click_last_widget(self, type_: str, is_vue: bool) -> None:
         """Click the button that comes last on the only node of this type."""
         if is_vue:

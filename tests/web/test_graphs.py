@@ -125,10 +125,7 @@ def test_the_text_of_devices_survives(page: Canvas) -> None:
     page.wait_for_label(type_, "⚠ no cuda:3 here: auto")
 
     def expect_texts(number: int) -> None:
-        page.page.wait_for_function(
-            "([type, number]) => app.graph._nodes.filter((n) => n.type === type).length === number",
-            arg=[type_, number],
-        )
+        page.wait_for_recorded(number)
         assert [found["saved"][1:] for found in page.nodes(type_)] == [values] * number
 
     page.page.evaluate("app.canvas.selectItems(app.graph._nodes)")
