@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from . import strides
 from .dtypes import DTYPES, NAMES
 from .errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
 from .frames import (
@@ -27,31 +28,48 @@ from .frames import (
 )
 from .plain import Reader, Writer, register
 
+CPU = torch.device("cpu")
+
 
 def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
-    tensor = value.detach().resolve_conj().resolve_neg().to("cpu")
-    if not tensor.is_contiguous():
+    tensor = value.detach().resolve_conj().resolve_neg()
+    tensor = strides.on_device(tensor, CPU)
+    stride = None if tensor.is_contiguous() else strides.kept(tensor)
+    dense = tensor
+    if stride is not None:
         # Sent in memory order, so that a channels-last tensor stays one at no cost.
-        strides = tensor.stride()
-        order = sorted(range(tensor.ndim), key=lambda d: -strides[d])
-        dense = tensor.permute(order).contiguous()
-    else:
-        order, dense = None, tensor
+        once = strides.each_once(tensor) if 0 in stride else tensor
+        dense = once.permute(_memory_order(stride)).contiguous()
     writer.beside.append(dense)
-    described = len(writer.beside) - 1, dense.dtype, tuple(dense.shape), order
+    described = len(writer.beside) - 1, dense.dtype, tuple(tensor.shape), stride
     writer.write_all(b"X", described)
 
 
 def _read_tensor(reader: Reader) -> torch.Tensor:
-    index, dtype, shape, order = reader.read_all()
+    index, dtype, shape, stride = reader.read_all()
     is_known = isinstance(index, int) and isinstance(dtype, torch.dtype)
-    if not (is_known and index >= 0 and isinstance(order, list | None)):
+    if not (is_known and index >= 0 and isinstance(stride, tuple | None)):
         raise ValueError("a tensor of no known kind")
-    tensor: torch.Tensor = reader.beside[index].view(dtype).view(shape)
-    if order is None:
-        return tensor
+    flat: torch.Tensor = reader.beside[index].view(dtype)
+    if stride is None:
+        return flat.view(shape)
+    if not (_are_sizes(shape) and _are_sizes(stride) and strides.is_allowed(shape, stride)):
+        raise ValueError("a tensor of no possible strides")
+    sizes = [1 if step == 0 else size for size, step in zip(shape, stride, strict=True)]
+    order = _memory_order(stride)
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return tensor.permute(inverse)
+    once = flat.view([sizes[d] for d in order]).permute(inverse)
+    if 1 + sum((size - 1) * step for size, step in zip(sizes, stride, strict=True)) == len(flat):
+        return flat.as_strided(shape, stride)
+    return strides.with_strides(once.expand(shape), stride, CPU)
+
+
+def _memory_order(stride: Sequence[int]) -> list[int]:
+    return sorted(range(len(stride)), key=lambda d: -stride[d])
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
 
 
 def _read_dtype(reader: Reader) -> torch.dtype:

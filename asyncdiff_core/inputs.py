@@ -15,6 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from .errors import UnsupportedPatchError
+from .strides import duplicate, on_device
 
 UNCHANGED = "\0asyncdiff:unchanged"
 
@@ -61,7 +62,7 @@ class InputEncoder:
                     leaf = UNCHANGED
                 else:
                     stride = leaf.stride()
-                    leaf = leaf.detach().clone()  # the caller may write into its tensor later
+                    leaf = duplicate(leaf.detach())  # the caller may write into its tensor later
                     self._last[slot] = stride, leaf
             out.append(leaf)
         return pytree.tree_unflatten(out, spec)
@@ -113,12 +114,13 @@ class InputDecoder:
         out = []
         for slot, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
-                self._last[slot] = leaf.to(self._device)
+                self._last[slot] = on_device(leaf, self._device)
             if replaced is not None and slot in replaced:
                 other = replaced[slot]
-                out.append(other.to(self._device) if isinstance(other, torch.Tensor) else other)
+                is_tensor = isinstance(other, torch.Tensor)
+                out.append(on_device(other, self._device) if is_tensor else other)
             elif isinstance(leaf, torch.Tensor) or leaf == UNCHANGED:
-                out.append(self._last[slot].clone())
+                out.append(duplicate(self._last[slot]))
             else:
                 out.append(leaf)
         args, kwargs = pytree.tree_unflatten(out, spec)

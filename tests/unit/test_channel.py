@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncdiff_core.channel import Channel, encode_frame
-from asyncdiff_core.errors import AsyncDiffError, ChannelClosedError, ChannelTimeoutError
+from asyncdiff_core.errors import (
+    AsyncDiffError,
+    ChannelClosedError,
+    ChannelDataError,
+    ChannelTimeoutError,
+)
+from asyncdiff_core.plain import Reader, Writer
 
 HANG = 30.0  # a bound for what should take no time at all
 
@@ -145,11 +151,64 @@ def test_every_kind_of_tensor_arrives(pair: Any, tensor: torch.Tensor) -> None:
         torch.rand(6, 5).t(),
         torch.rand(3, 4, 5).permute(2, 0, 1),
         torch.rand(3, 4),
+        torch.rand(2, 261)[:, :256].view(2, 16, 16),
+        torch.rand(1, 3, 4).expand(2, 3, 4),
+        torch.rand(4, 1, 6)[:, :, ::2].expand(4, 5, 3).permute(1, 2, 0),
+        torch.rand(2, 4, 3, 3).to(memory_format=torch.channels_last)[:, 1:3],
+        torch.rand(8, 5)[::2, ::2],
     ],
-    ids=["channels last", "channels last 3d", "transposed", "permuted", "contiguous"],
+    ids=[
+        *("channels last", "channels last 3d", "transposed", "permuted", "contiguous"),
+        *("packed", "expanded", "expanded with gaps", "channels last with gaps", "strided"),
+    ],
 )
-def test_memory_formats_survive(pair: Any, tensor: torch.Tensor) -> None:
+def test_strides_survive(pair: Any, tensor: torch.Tensor) -> None:
     assert there(pair, tensor).stride() == tensor.stride()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.rand(2, 1).expand(2, 40), torch.rand(20)[:1].expand(20)],
+    ids=["many of few", "one element"],
+)
+def test_what_repeats_itself_too_often_is_dense(pair: Any, tensor: torch.Tensor) -> None:
+    assert there(pair, tensor).is_contiguous()
+    assert torch.equal(there(pair, tensor), tensor)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "stride"),
+    [
+        (torch.rand(40, 40)[:, 0], (2,)),
+        (torch.rand(2, 261)[:, 256:].view(2, 1, 5), (10, 5, 1)),
+        (torch.rand(9, 90, 90)[::3, ::30, ::30], (50, 10, 2)),
+    ],
+    ids=["column", "packed", "few of many"],
+)
+def test_wide_gaps_become_narrow(pair: Any, tensor: torch.Tensor, stride: tuple[int, ...]) -> None:
+    assert there(pair, tensor).stride() == stride
+    assert torch.equal(there(pair, tensor), tensor)
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((4,), (10**12,)),
+        ((10**12, 4), (0, 1)),
+        ((4,), (-1,)),
+        ((2, 2), (1, 1)),
+        ((4, 1), (1,)),
+        ((4,), (True,)),
+        ((4.0,), (1,)),
+        ((0,), (3,)),
+        ((10**9,) * 40 + (4,), (0,) * 40 + (1,)),
+    ],
+)
+def test_impossible_strides_are_refused(shape: Any, stride: Any) -> None:
+    writer = Writer()
+    writer.write_all(b"X", (0, torch.float32, shape, stride))
+    with pytest.raises(ChannelDataError):
+        Reader(bytes(writer.data), [torch.zeros(16, dtype=torch.uint8)]).read_whole()
 
 
 def test_inference_tensors_travel_too(pair: Any) -> None:

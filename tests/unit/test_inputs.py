@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from asyncdiff_core.errors import UnsupportedPatchError
 from asyncdiff_core.inputs import UNCHANGED, InputDecoder, InputEncoder
+from asyncdiff_core.strides import duplicate
 
 
 class Wire:
@@ -25,7 +26,7 @@ class Wire:
         tree = self.encoder.encode(args, kwargs)
         self.num_sent = sum(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(tree))
         # As over the channel: the worker has tensors of its own.
-        copied = pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, tree)
+        copied = pytree.tree_map(lambda x: duplicate(x) if isinstance(x, torch.Tensor) else x, tree)
         return self.decoder.decode(copied)
 
 
@@ -40,6 +41,16 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
     assert a.dtype == b.dtype and a.shape == b.shape and bits(a) == bits(b)
+
+
+def test_strides_are_those_of_the_sampler(wire: Wire) -> None:
+    """Twice: once as it came, once as it is remembered."""
+    packed = torch.rand(2, 261)[:, :256].view(2, 16, 16)
+    expanded = torch.rand(1, 7, 8).expand(2, 7, 8)
+    for _ in range(2):
+        received = wire(packed, expanded)[0]
+        assert [t.stride() for t in received] == [packed.stride(), expanded.stride()]
+        assert torch.equal(received[0], packed) and torch.equal(received[1], expanded)
 
 
 def test_an_unchanged_tensor_is_sent_once(wire: Wire) -> None:
