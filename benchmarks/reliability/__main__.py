@@ -2,9 +2,11 @@
 
     python3 dev.py python -m benchmarks.reliability faults [--only KIND:MOMENT ...]
     python3 dev.py python -m benchmarks.reliability soak [--prompts 200] [--seed 0]
+    python3 dev.py python -m benchmarks.reliability marathon [--prompts 10000]
     python3 dev.py python -m benchmarks.reliability cancel [--count 50]
     python3 dev.py python -m benchmarks.reliability free
     python3 dev.py python -m benchmarks.reliability fuzz [--count 1000] [--seed 0]
+    python3 dev.py python -m benchmarks.reliability intruder [--count 100]
 
 docs/reliability.md says what each of them does, and gets what it found. They end with a status
 other than 0 if something is not as it is promised there.
@@ -15,13 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import cancel, faults, free, fuzz, live, soak
+from . import cancel, faults, free, fuzz, intruder, live, marathon, soak
+from .answers import Answers
 from .document import figures, fill
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -48,12 +52,17 @@ def main() -> None:
     sub = command("soak", run_soak)
     sub.add_argument("--prompts", type=int, default=200)
     sub.add_argument("--seed", type=int, default=0)
+    sub = command("marathon", run_marathon)
+    sub.add_argument("--prompts", type=int, default=10_000)
     sub = command("cancel", run_cancel)
     sub.add_argument("--count", type=int, default=50)
     command("free", run_free)
     sub = command("fuzz", run_fuzz)
     sub.add_argument("--count", type=int, default=1000)
     sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("intruder", run_intruder)
+    sub.add_argument("--count", type=int, default=100)
 
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
@@ -65,23 +74,42 @@ def main() -> None:
 def run_faults(options: argparse.Namespace, folder: Path) -> list[str]:
     cases, problems = [], []
     with live.serving(options.comfyui, folder, **faults.ENVIRONMENT) as (server, watch):
-        for case in faults.run_all(server, watch, options.only):
-            cases.append(case)
-            print(f"{case.kind} at {case.moment}: {case.told or case.cell}", flush=True)
-            for problem in case.problems:
-                problems.append(f"{case.kind} at {case.moment}: {problem}")
-                print(f"    {problem}", flush=True)
+        with Answers(server) as answers:
+            for case in faults.run_all(server, watch, options.only):
+                cases.append(case)
+                print(f"{case.kind} at {case.moment}: {case.told or case.cell}", flush=True)
+                for problem in case.problems:
+                    problems.append(f"{case.kind} at {case.moment}: {problem}")
+                    print(f"    {problem}", flush=True)
     print(faults.table(cases))
     if not options.only:
         fill(DOCUMENT, "faults", faults.table(cases))
-    return problems
+        result = {**answers.summary(), "problems": answers.problems()}
+        return problems + report("faults", result, "answers")
+    return problems + answers.problems()
 
 
 def run_soak(options: argparse.Namespace, folder: Path) -> list[str]:
+    results = {}
+    for name in ("stock", "spread"):
+        (folder / name / "tmp").mkdir(parents=True)
+        temporary = str(folder / name / "tmp")
+        with live.serving(options.comfyui, folder / name, TMPDIR=temporary) as (server, watch):
+            one = soak.Soak(server, watch, options.seed, is_stock=name == "stock")
+            results[name] = one.run(options.prompts)
+    result = results["spread"]
+    for when in ("first census", "last census"):
+        alone = results["stock"][when]
+        result[f"{when}, the same with stock nodes"] = alone and {"ComfyUI": alone["ComfyUI"]}
+    result["problems"] += [f"stock nodes: {text}" for text in results["stock"]["problems"]]
+    return report(f"soak --prompts {options.prompts} --seed {options.seed}", result)
+
+
+def run_marathon(options: argparse.Namespace, folder: Path) -> list[str]:
     (folder / "tmp").mkdir()
     with live.serving(options.comfyui, folder, TMPDIR=str(folder / "tmp")) as (server, watch):
-        result = soak.Soak(server, watch, options.seed).run(options.prompts)
-    return report(f"soak --prompts {options.prompts} --seed {options.seed}", result)
+        result = marathon.measure(server, watch, options.prompts)
+    return report(f"marathon --prompts {options.prompts}", result)
 
 
 def run_cancel(options: argparse.Namespace, folder: Path) -> list[str]:
@@ -102,10 +130,17 @@ def run_fuzz(options: argparse.Namespace, folder: Path) -> list[str]:
     return report(f"fuzz --count {options.count} --seed {options.seed}", result)
 
 
-def report(command: str, result: dict[str, Any]) -> list[str]:
+def run_intruder(options: argparse.Namespace, folder: Path) -> list[str]:
+    # In a process of its own, whose network is taken away.
+    command = [sys.executable, "-m", intruder.__name__, str(folder), str(options.count)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=REPO_ROOT)
+    return report(f"intruder --count {options.count}", json.loads(done.stdout))
+
+
+def report(command: str, result: dict[str, Any], place: str = "") -> list[str]:
     """Print what was found, and put it into the document; what of it is not as it should be."""
     print(json.dumps(result, indent=2))
-    fill(DOCUMENT, command.split()[0], figures(command, result))
+    fill(DOCUMENT, place or command.split()[0], figures(command, result))
     return list(result["problems"])
 
 

@@ -47,9 +47,18 @@ def side_by_side(left: Workflow, right: Workflow) -> Workflow:
     return {**renamed(left, "left "), **renamed(right, "right ")}
 
 
-def variants(steps: int = 4) -> dict[str, Workflow]:
+def variants(steps: int = 4, is_stock: bool = False) -> dict[str, Workflow]:
     """What is asked of the server: three groups (more than it keeps), LoRAs, and two in a graph."""
     wan, sd15 = lab.workflow("wan", steps=steps), lab.workflow("sd15", steps=steps)
+    if is_stock:
+        return {
+            "wan": wan,
+            "wan, LoRA 1": lab.with_lora(wan, "wan"),
+            "wan, LoRA 0.5": lab.with_lora(wan, "wan", 0.5),
+            "sd15": sd15,
+            "sd15, LoRA 1": lab.with_lora(sd15, "sd15"),
+            "wan beside sd15": side_by_side(wan, sd15),
+        }
     return {
         "wan": lab.asyncdiff(wan),
         "wan, LoRA 1": lab.asyncdiff(lab.with_lora(wan, "wan")),
@@ -65,15 +74,27 @@ CALM = ("wan", "sd15")  # the prompts before a census
 
 
 class Soak:
-    """One seeded run."""
+    """One seeded run.
+
+    Args:
+        names: of the variants; none: all.
+        is_stock: ask for ComfyUI's own nodes, to see what its process holds without this pack.
+    """
 
     def __init__(
-        self, server: ComfyServer, watch: Watch, seed: int, names: Sequence[str] = ()
+        self,
+        server: ComfyServer,
+        watch: Watch,
+        seed: int,
+        names: Sequence[str] = (),
+        is_stock: bool = False,
     ) -> None:
         self._server, self._watch = server, watch
+        self._is_stock = is_stock
         self._chance = random.Random(seed)
-        self._long = variants(steps=40)
-        self._flows = {n: flow for n, flow in variants().items() if not names or n in names}
+        self._long = variants(40, is_stock)
+        all_flows = variants(is_stock=is_stock)
+        self._flows = {n: flow for n, flow in all_flows.items() if not names or n in names}
         self._expected: dict[str, list[torch.Tensor]] = {}
         self.done: Counter[str] = Counter()
         self.problems: list[str] = []
@@ -90,10 +111,9 @@ class Soak:
             (self._queue, 3),
             (self._cancel, 5),
             (self._free, 2),
-            (self._release, 2),
-            (self._kill_busy, 2),
-            (self._kill_idle, 1),
         ]
+        if not self._is_stock:
+            acts += [(self._release, 2), (self._kill_busy, 2), (self._kill_idle, 1)]
         first: Census | None = None
         functions, weights = zip(*acts, strict=True)
         while self.num_prompts < num_prompts:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability import cancel, fuzz_server
+from benchmarks.reliability import cancel, fuzz_server, marathon
 from benchmarks.reliability.faults import ENVIRONMENT, Faults
 from benchmarks.reliability.kinds import KINDS
 from benchmarks.reliability.live import Watch, serving
@@ -77,3 +77,9 @@ def test_nonsense_in_prompts(lab: ComfyServer) -> None:
 def test_nonsense_to_the_routes(lab: ComfyServer) -> None:
     found = fuzz_server.to_routes(lab, 100, seed=5)
     assert found["200"] and found["400"]
+
+
+def test_many_short_prompts(lab: ComfyServer) -> None:
+    with Watch(lab) as watch:
+        problems = marathon.send(lab, watch, range(40))
+    assert problems == []
