@@ -369,7 +369,7 @@ def run_quality(environment: Environment, _: argparse.Namespace, arguments: list
 
 def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
     from demo import shapes
-    from demo.comfy_server import PACK_FOLDER, accelerator, link_pack
+    from harness.comfy_server import PACK_FOLDER, accelerator, link_pack
 
     command = ["main.py", *arguments]
     place = cache_root() / "serve"
