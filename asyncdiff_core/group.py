@@ -16,7 +16,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from . import messages
-from .errors import MAX_ERROR_TEXT, WorkerError, WorkerOutOfMemoryError, WorkerStartError
+from .errors import (
+    MAX_ERROR_TEXT,
+    WorkerError,
+    WorkerOutOfMemoryError,
+    WorkersGoneError,
+    WorkerStartError,
+)
 from .evaluator import Call, Evaluator, Output
 from .exchange import START_SECONDS, Exchange
 from .inputs import InputEncoder, difference
@@ -250,13 +256,15 @@ class WorkerGroup(Evaluator):
         the same workflow gives the same bits again.
         """
         signature = _signature(args, kwargs)
-        if signature == self._signature:
-            return
-        self.unit_costs = self.costs(args, kwargs)
-        cuts = self._cut(self.unit_costs)
-        if cuts != self._cuts:
-            self._load(cuts)
-        self._signature = signature
+        with self._exchange.lock:  # nobody else may meet trouble, and end the group, meanwhile
+            self._require_whole()
+            if signature == self._signature:
+                return
+            self.unit_costs = self.costs(args, kwargs)
+            cuts = self._cut(self.unit_costs)
+            if cuts != self._cuts:
+                self._load(cuts)
+            self._signature = signature
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -597,7 +605,7 @@ class WorkerGroup(Evaluator):
 
     def _require_whole(self) -> None:
         if self.broken:
-            raise WorkerError(
+            raise WorkersGoneError(
                 f"The workers of {self.source.name} are gone. Run it again."
                 + (f" They ended with: {self.error}" if self.error else "")
             )

@@ -25,6 +25,7 @@ from ..errors import (
     WorkerError,
     WorkerLinkError,
     WorkerOutOfMemoryError,
+    WorkersGoneError,
     WorkerTimeoutError,
     few,
 )
@@ -275,7 +276,7 @@ class RemoteModel:
             if is_freed:
                 log.info("out of memory: idle models gave theirs back, once more (%s)", error)
             return is_freed
-        idle_faults = WorkerDiedError | WorkerTimeoutError | WorkerLinkError
+        idle_faults = WorkerDiedError | WorkerTimeoutError | WorkerLinkError | WorkersGoneError
         if run.group.cold or not isinstance(error, idle_faults):
             return False
         log.warning("trouble since the last run, new workers take over (%s)", error)
