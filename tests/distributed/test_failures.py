@@ -68,7 +68,7 @@ def assert_gone(pids: list[int]) -> None:
 def assert_broken(group: WorkerGroup, pids: list[int]) -> None:
     """After an error: no process, and the group does not pretend to work."""
     assert_gone(pids)
-    assert group.broken and not group.is_alive() and not group.is_loaded()
+    assert group.broken and not group.is_alive() and not group.holdings.are_loaded
     assert group.end_run() is None
     (folder,) = group.folder.parent.iterdir()
     logs = {f"worker-{rank}.log" for rank in range(group.plan.num_workers)}
