@@ -13,6 +13,7 @@ import pytest
 
 from asyncdiff_core import settings
 from asyncdiff_core.host import reports
+from asyncdiff_core.host.layouts import LAYOUTS, REFUSED
 from asyncdiff_core.plan import ParallelPlan
 from asyncdiff_core.report import RunReport, Span, WorkerReport
 from asyncdiff_core.schedule import AsyncSchedule
@@ -103,3 +104,20 @@ def test_the_plan_and_the_schedule_of_a_report_are_documented() -> None:
     for field, kind in (("plan", ParallelPlan), ("schedule", AsyncSchedule)):
         names = {one.name for one in dataclasses.fields(kind)}
         assert set(re.findall(r"`(\w+)`", said[f"`{field}`"])) == names
+
+
+# Models -----------------------------------------------------------------------------------------
+
+
+def test_every_architecture_is_listed() -> None:
+    table = section(read("docs/compatibility.md"), "Architectures")
+    assert {row[1].strip("`") for row in rows(table)} == LAYOUTS.keys()
+
+
+def test_every_refused_architecture_is_listed_with_its_reason() -> None:
+    listed = {
+        name: reason
+        for _, names, reason in rows(section(read("docs/models.md"), "Refused by name"))
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    assert listed == REFUSED
