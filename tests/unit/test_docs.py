@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -15,10 +16,17 @@ from asyncdiff_core import settings
 from asyncdiff_core.host import reports
 from asyncdiff_core.host.layouts import LAYOUTS, REFUSED
 from asyncdiff_core.plan import ParallelPlan
+from asyncdiff_core.planner import predicted_speedup
 from asyncdiff_core.report import RunReport, Span, WorkerReport
 from asyncdiff_core.schedule import AsyncSchedule
+from dev import COMMANDS
 
 ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in (".", "docs", "web/docs")
+    for path in (ROOT / folder).glob("*.md")
+)
 
 
 def read(path: str) -> str:
@@ -39,6 +47,56 @@ def rows(text: str) -> Iterator[list[str]]:
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
         if line.startswith("|") and not re.match(r"\|[-| :]+$", line) and "|---" not in after:
             yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# Links and commands -----------------------------------------------------------------------------
+
+
+def prose(page: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", read(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: str) -> set[str]:
+    """What links into a page can lead to, as GitHub names headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(str(target.resolve().relative_to(ROOT))), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page: str) -> None:
+    text = read(page)
+    assert set(re.findall(r"python3 dev\.py (\w+)", text)) <= COMMANDS.keys()
+    for module in re.findall(r"-m ((?:benchmarks|demo|tests)[\w.]*)", text):
+        path = ROOT / module.rstrip(".").replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for script in re.findall(r"dev\.py python (\S+\.py)", text):
+        assert (ROOT / script).is_file(), script
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\(([^)#]*\.md)", read("README.md")))
+    assert links == {*PAGES} - {"README.md"}
+
+
+def test_the_readme_names_the_nodes() -> None:
+    nodes = json.loads(read("locales/en/nodeDefs.json"))
+    table = rows(section(read("README.md"), "The nodes"))
+    named = {re.sub(r"\[(\w+)\].*", r"\1", page): f"{name} (AsyncDiff)" for name, page, _ in table}
+    assert named == {node_id: node["display_name"] for node_id, node in nodes.items()}
 
 
 # Environment variables --------------------------------------------------------------------------
@@ -121,3 +179,68 @@ def test_every_refused_architecture_is_listed_with_its_reason() -> None:
         for name in re.findall(r"`(\w+)`", names)
     }
     assert listed == REFUSED
+
+
+# Figures ----------------------------------------------------------------------------------------
+
+FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:x| dB| MB| s)(?!\w)")
+
+
+def test_figures_of_the_readme_are_measured_ones() -> None:
+    there = {
+        *FIGURE.findall(read("docs/measurements.md")),
+        *FIGURE.findall(read("docs/quality.md")),
+    }
+    shown = {figure for figure in FIGURE.findall(read("README.md")) if not figure.endswith(" s")}
+    assert len(shown) > 5
+    assert shown - there == set()
+
+
+def test_the_settings_that_the_readme_shows() -> None:
+    quality = read("docs/quality.md")
+    results = {row[0]: row for row in rows(section(quality, "All settings"))}
+    fewer = {
+        row[0]: row
+        for row in rows(
+            section(quality, "At equal ideal time: AsyncDiff / the stock sampler with fewer steps")
+        )
+    }
+    shown = list(rows(section(read("README.md"), "What speed-up to expect, and what it costs")))
+    assert len(shown) > 3
+    for devices, setting, ideal, psnr, accuracy, baseline in shown:
+        name = re.match("`(.*?)`", setting)[1]
+        _, *cells = results[name]
+        assert [devices, ideal, psnr, accuracy] == [cells[0], cells[1], cells[2], cells[5]]
+        if name in fewer:
+            _, steps, both, _, _, right, _ = [cell.strip("*") for cell in fewer[name]]
+            assert baseline == f"{steps}: {both.split(' / ')[1]}, {right.split(' / ')[1]}"
+        else:
+            assert baseline == ""
+
+
+def test_the_measured_speed_up_of_the_readme() -> None:
+    table = rows(section(read("docs/measurements.md"), "Step time and speed-up"))
+    two, stride = {}, {}
+    for _, key, *cells in table:
+        two[key.strip("`")], stride[key.strip("`")] = cells
+    text = section(read("README.md"), "What speed-up to expect, and what it costs")
+    assert FIGURE.findall(text[text.index("Measured by") :]) == [
+        *(two["speedup"], two["ideal_speedup"], stride["speedup"], stride["ideal_speedup"]),
+        f"{two['stock_whole_machine_seconds']} s",
+        f"{two['asyncdiff_seconds']} s",
+    ]
+
+
+def test_the_ideal_times_follow_from_the_formula() -> None:
+    table = list(rows(section(read("docs/algorithm.md"), "Ideal time")))
+    assert len(table) == 7
+    for devices, shape, *speedups in table:
+        stages, stride, replicas = map(int, shape.removesuffix(" (with CFG)").split(", "))
+        plan = ParallelPlan(("cpu",) * int(devices), stages, replicas, stride)
+        for said, (steps, warm_up) in zip(
+            speedups, ((30, 1), (30, 3), (50, 3), (50, 9)), strict=True
+        ):
+            speedup = predicted_speedup(
+                plan, num_conds=2, steps=steps, warm_up=warm_up, costs=[1.0] * 12
+            )
+            assert said == f"{speedup:.2f}x"
