@@ -199,12 +199,8 @@ def test_figures_of_the_readme_are_measured_ones() -> None:
 def test_the_settings_that_the_readme_shows() -> None:
     quality = read("docs/quality.md")
     results = {row[0]: row for row in rows(section(quality, "All settings"))}
-    fewer = {
-        row[0]: row
-        for row in rows(
-            section(quality, "At equal ideal time: AsyncDiff / the stock sampler with fewer steps")
-        )
-    }
+    heading = "At equal ideal time: AsyncDiff / the stock sampler with fewer steps"
+    fewer = {row[0]: row for row in rows(section(quality, heading))}
     shown = list(rows(section(read("README.md"), "What speed-up to expect, and what it costs")))
     assert len(shown) > 3
     for devices, setting, ideal, psnr, accuracy, baseline in shown:
@@ -232,15 +228,14 @@ def test_the_measured_speed_up_of_the_readme() -> None:
 
 
 def test_the_ideal_times_follow_from_the_formula() -> None:
+    runs = ((30, 1), (30, 3), (50, 3), (50, 9))  # steps, warm-up
     table = list(rows(section(read("docs/algorithm.md"), "Ideal time")))
     assert len(table) == 7
     for devices, shape, *speedups in table:
         stages, stride, replicas = map(int, shape.removesuffix(" (with CFG)").split(", "))
         plan = ParallelPlan(("cpu",) * int(devices), stages, replicas, stride)
-        for said, (steps, warm_up) in zip(
-            speedups, ((30, 1), (30, 3), (50, 3), (50, 9)), strict=True
-        ):
-            speedup = predicted_speedup(
-                plan, num_conds=2, steps=steps, warm_up=warm_up, costs=[1.0] * 12
-            )
-            assert said == f"{speedup:.2f}x"
+        ideal = [
+            predicted_speedup(plan, num_conds=2, steps=steps, warm_up=warm_up, costs=[1.0] * 12)
+            for steps, warm_up in runs
+        ]
+        assert speedups == [f"{speedup:.2f}x" for speedup in ideal]
