@@ -62,7 +62,8 @@ TOOLS = (  # the newest that Python 3.10 still gets
     "ruff==0.17.6",
     "mypy==2.4.1",
 )
-MODULES = {"Pillow": "PIL", "scikit-image": "skimage"}  # where package and module have different names
+# Where package and module have different names.
+MODULES = {"Pillow": "PIL", "scikit-image": "skimage"}
 LABORATORY = ("scikit-image>=0.25", "torchmetrics>=1.8", "matplotlib>=3.10")
 # The environment, and beside it the archives that pip unpacks while it is being made.
 NEEDED_BYTES = 8 * 10**9

@@ -38,7 +38,9 @@ def require_chain(
 
     Args:
         model: the model, its parameters on the meta device.
-        args, kwargs: the inputs of one evaluation.
+        trunk: its units.
+        args: inputs of one evaluation by position.
+        kwargs: those by name.
         entry: the method that an evaluation calls.
 
     Raises:

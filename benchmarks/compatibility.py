@@ -140,7 +140,7 @@ def architecture_rows(
         return [
             result == "exact"
             for name, kind, result in features
-            if (kind in kinds or label == ANIMATED and "AnimateDiff" in name)
+            if (kind in kinds or (label == ANIMATED and "AnimateDiff" in name))
             and about in name
             and result != "refused"
         ]

@@ -170,6 +170,8 @@ def plot_pictures(
     Args:
         pictures: by setting, [batch, height, width, 3].
         full: the full run's.
+        num_conds: conds that each step evaluates.
+        path: of the picture that is written.
     """
     steps = full.steps or 0
     rows = [full]

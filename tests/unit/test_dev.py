@@ -237,7 +237,7 @@ def test_call_that_waited_does_not_build(
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = dev.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: usage._replace(free=3 * 10**9))
-    with pytest.raises(dev.SetupError, match="3.0 GB are free .* GB are needed"):
+    with pytest.raises(dev.SetupError, match=r"3\.0 GB are free .* GB are needed"):
         dev.check_disk(tmp_path)
 
 

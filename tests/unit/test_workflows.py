@@ -33,8 +33,8 @@ def is_link(value: Any) -> bool:
 
 def test_every_workflow_has_a_twin():
     models = ("demo", "flux", "sd15", "sd3", "sdxl", "sdxl_lora_controlnet", "svd", "wan_t2v")
-    assert STEMS == [f"asyncdiff_{model}" for model in models]
-    assert STEMS == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
+    assert [f"asyncdiff_{model}" for model in models] == STEMS
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == STEMS
 
 
 @pytest.mark.parametrize("stem", STEMS)
