@@ -84,12 +84,13 @@ def train(seed: int) -> tuple[Features, float]:
         pictures, labels = _sample(scenes, rng)
         found = features(pictures)
         losses = [nn.functional.cross_entropy(heads[name](found), labels[name]) for name in HEADS]
+        loss = sum(losses[1:], losses[0])
         optimizer.zero_grad()
-        sum(losses).backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step}: loss {sum(losses).item():.3f}", flush=True)
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
     features.eval()
     right = []
     with torch.no_grad():

@@ -296,7 +296,8 @@ def shifted(uniform: torch.Tensor) -> torch.Tensor:
 
 def make_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = name.startswith("blocks.") and parameter.ndim == 2
         (matrices if is_matrix else others).append(parameter)
