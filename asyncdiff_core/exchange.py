@@ -20,6 +20,7 @@ from .errors import (
     WorkerLinkError,
     WorkerOutOfMemoryError,
     WorkerRefusedError,
+    WorkersGoneError,
 )
 from .messages import to_wire
 from .process import WorkerProcess
@@ -154,7 +155,7 @@ class Exchange:
     def _receive(self, seconds: float) -> None:
         """Take in what has arrived, after waiting a moment; raises for a worker in trouble."""
         if not self.processes:
-            raise WorkerError("The workers were released.")
+            raise WorkersGoneError("The workers were released.")
         for key, _ in self._selector.select(seconds):
             process: WorkerProcess = key.data
             message, ticket = process.receive(self._timeout)

@@ -29,6 +29,11 @@ def max_groups() -> int:
     return int(value)
 
 
+def backend() -> str:
+    """ASYNCDIFF_BACKEND: what connects workers, see transport.choose_backend."""
+    return os.environ.get("ASYNCDIFF_BACKEND", "auto")
+
+
 def folds() -> bool:
     """ASYNCDIFF_FOLD: whether the stages of a U-shaped trunk lie around each other.
 

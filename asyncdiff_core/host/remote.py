@@ -25,11 +25,12 @@ from ..errors import (
     WorkerError,
     WorkerLinkError,
     WorkerOutOfMemoryError,
+    WorkersGoneError,
     WorkerTimeoutError,
     few,
 )
 from ..evaluator import Call
-from ..group import ModelSource, WorkerGroup
+from ..group import WorkerGroup
 from ..log import get_logger, prune_folders
 from ..partition import Stage, cut, require_units, units_of
 from ..plan import ParallelPlan
@@ -38,6 +39,7 @@ from ..process import Launch
 from ..progress import gain
 from ..residuals import Residuals
 from ..schedule import AsyncSchedule
+from ..source import ModelSource
 from ..streams import Streams
 from ..trunk import Trunk, tensor_bytes
 from .attachments import FUNCTIONS, OBJECTS, Attachments, mark, names_of, split_options
@@ -190,7 +192,7 @@ class RemoteModel:
     def is_loaded(self) -> bool:
         """Whether workers hold weights of this model now."""
         group = POOL.peek(self.key)
-        return group is not None and group.is_loaded()
+        return group is not None and group.holdings.are_loaded
 
     def unload(self) -> None:
         """Have the workers give their weights back; they stay, and load again when needed."""
@@ -275,7 +277,7 @@ class RemoteModel:
             if is_freed:
                 log.info("out of memory: idle models gave theirs back, once more (%s)", error)
             return is_freed
-        idle_faults = WorkerDiedError | WorkerTimeoutError | WorkerLinkError
+        idle_faults = WorkerDiedError | WorkerTimeoutError | WorkerLinkError | WorkersGoneError
         if run.group.cold or not isinstance(error, idle_faults):
             return False
         log.warning("trouble since the last run, new workers take over (%s)", error)
@@ -293,23 +295,23 @@ class RemoteModel:
             conds = conds[:1]  # a patch may compare the conds of a batch, so they stay together
         if not run.is_prepared:
             self.require_unchanged()
-            if not run.group.is_loaded():
+            if not run.group.holdings.are_loaded:
                 _require_same_files(self._files)
             with run.text.prepares(run.group):
                 self._choose_plan(run, len(set(conds)), options, with_options)
                 run.group.prepare(*with_options(options))
-                self.view.search_path = run.group.search_path()
+                self.view.search_path = run.group.workers.search_path()
                 self.view.can_import = run.group.can_import
         run.group.restore()  # had the weights to be given back in the middle of the run
         units = self.source.units
         changes = run.changes.by(weight_functions)
-        run.group.set_patches(
+        run.group.holdings.set_patches(
             changes.uuid, lambda stage: pack_changes(changes, units, stage, self.view)
         )
         for number in numbers_of(options):
             payload_of = functools.partial(pack_patches, run.hooks[number], units, view=self.view)
             self._attach(run, f"{HOOK}{number}", payload_of)
-        run.group.set_compilation(run.compilation)
+        run.group.holdings.set_compilation(run.compilation)
         if code:
             key, payload = run.attachments.key_of(code)
             self._attach(run, key, lambda stage: payload)
@@ -410,7 +412,7 @@ class RemoteModel:
         for place in plan.placements():
             share = shared + sum(self._unit_bytes[u] for u in units_of(stages[place.stage]))
             need[place.device] = need.get(place.device, 0) + share
-        has = group.device_memory()
+        has = group.workers.device_memory()
         return all(need[device] <= has.get(device, need[device]) for device in need)
 
     def end_run(self, is_canceled: bool = False) -> None:

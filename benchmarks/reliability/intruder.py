@@ -96,8 +96,8 @@ def _start_groups(folder: Path, count: int) -> dict[str, Any]:
                 group.start()
                 outputs, _ = run(group, AsyncSchedule(warm_up=4), calls)
                 starts[f"{kind}: normal runs"] += equal(outputs, expected)
-                if (kind == "fold") != (max(map(len, group.stages)) > 1):
-                    problems.append(f"{kind}: the stages are {group.stages}")
+                if (kind == "fold") != (max(map(len, group.holdings.stages)) > 1):
+                    problems.append(f"{kind}: the stages are {group.holdings.stages}")
             except Exception as error:
                 problems.append(f"{kind} {number}: {error}")
             finally:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from asyncdiff_core.errors import (
     WorkerError,
     WorkerFailedError,
     WorkerOutOfMemoryError,
+    WorkersGoneError,
     WorkerStartError,
     WorkerTimeoutError,
 )
@@ -66,7 +68,7 @@ def assert_gone(pids: list[int]) -> None:
 def assert_broken(group: WorkerGroup, pids: list[int]) -> None:
     """After an error: no process, and the group does not pretend to work."""
     assert_gone(pids)
-    assert group.broken and not group.is_alive() and not group.is_loaded()
+    assert group.broken and not group.is_alive() and not group.holdings.are_loaded
     assert group.end_run() is None
     (folder,) = group.folder.parent.iterdir()
     logs = {f"worker-{rank}.log" for rank in range(group.plan.num_workers)}
@@ -125,6 +127,26 @@ def test_a_worker_is_killed_between_two_runs(own_group: Any) -> None:
 
 
 # A worker hangs ------------------------------------------------------------------------------
+
+
+def test_another_thread_meets_the_trouble_first(own_group: Any) -> None:
+    """A run has begun, and has asked for nothing yet, when weights are to be given back."""
+    group = own_group("chain", 2)
+    calls = batched("chain", 3)
+    run(group, AsyncSchedule(), calls)
+    group.unload()
+    group.begin_run(AsyncSchedule())
+    os.kill(pids_of(group)[1], signal.SIGKILL)
+    wait_until(lambda: not group.is_alive(), 30)
+    with ThreadPoolExecutor(1) as other, pytest.raises(WorkerDiedError):
+        other.submit(group.attach, "key", lambda stage: None).result()
+    for ask in (
+        lambda: group.prepare(calls[0].args, calls[0].kwargs),
+        lambda: group.evaluate(*calls[0]),
+        group.restore,
+    ):
+        with pytest.raises(WorkersGoneError, match="SIGKILL"):
+            ask()
 
 
 def test_a_worker_that_stands_still(own_group: Any, gate: Gate) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncdiff_core.assignment import relative_speeds
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.group import relative_speeds
 from asyncdiff_core.messages import Ready
 from asyncdiff_core.partition import (
     FOLD_TOLERANCE,
