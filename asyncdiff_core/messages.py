@@ -242,7 +242,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_float(value: Any) -> bool:
-    return _is_int(value) or type(value) is float and math.isfinite(value)
+    return _is_int(value) or (type(value) is float and math.isfinite(value))
 
 
 def _is_text(value: Any) -> bool:

@@ -148,7 +148,7 @@ class WorkerProcess:
         control += ["--host", str(os.getpid()), "--folder", str(log_file.parent)]
         try:
             with open(log_file, "ab") as log, theirs:
-                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._process = subprocess.Popen(  # our own interpreter and module
                     [*command, *control, *arguments],
                     cwd=launch.cwd,
                     env=env,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
             write_models(server.models)
             write_files(server.models)
             for feature in FEATURES:
-                result = attempt(feature.name, lambda f=feature: outcome(server, f))
+                result = attempt(feature.name, partial(outcome, server, feature))
                 rows.append((feature.name, feature.kind, result))
             for name, family in write(server).items():
                 if "missing" in family:
@@ -110,14 +111,15 @@ def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
                 came = files[family["label"]] = dict.fromkeys(FORMATS, UNTRIED)
                 for kind in family["formats"]:
                     if kind not in PACKED.get(name, ()):
-                        case = (name, family, kind)
-                        came[kind] = attempt(f"{name}, {kind}", lambda c=case: compared(*c))
+                        came[kind] = attempt(
+                            f"{name}, {kind}", partial(compared, name, family, kind)
+                        )
                     server.post("/asyncdiff/release", {})
             for way in WAYS:
                 results = [
                     attempt(
                         f"{way.name} {PLACES[place]}",
-                        lambda w=way, p=place: outcome_of_way(server, w, p),
+                        partial(outcome_of_way, server, way, place),
                     )
                     for place in range(len(PLACES))
                 ]
@@ -140,7 +142,7 @@ def architecture_rows(
         return [
             result == "exact"
             for name, kind, result in features
-            if (kind in kinds or label == ANIMATED and "AnimateDiff" in name)
+            if (kind in kinds or (label == ANIMATED and "AnimateDiff" in name))
             and about in name
             and result != "refused"
         ]

@@ -61,6 +61,8 @@ class GroupPool:
         """The group `key`: the one there is if it is fit for use, otherwise a new one, started.
 
         Args:
+            key: what tells groups apart.
+            make: makes a new one.
             run: a sampling run begins with this schedule, until whose end nobody releases it.
         """
         while True:
@@ -103,6 +105,7 @@ class GroupPool:
 
         Args:
             group_id: only this one.
+            keep_workers: the workers stay, without weights.
         """
         released = Released([], [])
         leaving: list[WorkerGroup] = []

@@ -106,7 +106,7 @@ def test_a_worker_is_killed_between_two_evaluations(own_group: Any) -> None:
     group.evaluate(*calls[0])
     os.kill(pids[0], signal.SIGSEGV)
     assert wait_until(lambda: not group.is_alive(), SECONDS)
-    with pytest.raises(WorkerDiedError, match="worker 0 on cpu .*SIGSEGV"):
+    with pytest.raises(WorkerDiedError, match=r"worker 0 on cpu .*SIGSEGV"):  # noqa: PT012
         for one in calls:  # the last stage may still answer from what it has received
             group.evaluate(*one)
     assert_broken(group, pids)
@@ -121,7 +121,7 @@ def test_a_worker_is_killed_between_two_runs(own_group: Any) -> None:
     os.kill(pids[1], signal.SIGKILL)
     assert wait_until(lambda: not group.is_alive(), SECONDS)
     group.begin_run(AsyncSchedule())
-    with pytest.raises(WorkerDiedError, match="worker 1 on cpu .*SIGKILL"):
+    with pytest.raises(WorkerDiedError, match=r"worker 1 on cpu .*SIGKILL"):
         group.evaluate(*calls[0])
     assert_broken(group, pids)
 
@@ -197,7 +197,7 @@ def test_a_worker_that_stood_still_before_its_first_evaluation(
     assert_broken(group, pids)
 
 
-@pytest.mark.parametrize("unit, worker", [(1, 0), (5, 1)])
+@pytest.mark.parametrize(("unit", "worker"), [(1, 0), (5, 1)])
 def test_a_unit_that_never_ends(own_group: Any, gate: Gate, unit: int, worker: int) -> None:
     """Its worker is alive and says so, but does not move; the other one has nothing to do."""
     group = own_group("chain", 2, timeout=3.0, gate=str(gate.folder))
@@ -227,7 +227,7 @@ def test_a_group_that_had_nothing_to_do_for_an_hour(
     """Idle workers are silent, which must not be held against them later."""
     group = own_group("chain", 2, unit_seconds=0.05)
     calls = batched("chain", 3)
-    expected, report = run(group, AsyncSchedule(), calls)
+    expected, _ = run(group, AsyncSchedule(), calls)
     monotonic, hours = time.monotonic, 0
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3600 * hours)
     hours += 1
@@ -242,7 +242,7 @@ def test_a_group_that_had_nothing_to_do_for_an_hour(
 
 
 @pytest.mark.parametrize(
-    "fail, unit, worker, error",
+    ("fail", "unit", "worker", "error"),
     [
         ("evaluate", 0, 0, WorkerFailedError),
         ("memory", 5, 1, WorkerOutOfMemoryError),
@@ -273,7 +273,7 @@ def test_a_builder_that_fails(own_group: Any) -> None:
     group = own_group("chain", 2, fail="build")
     pids = pids_of(group)
     (one,) = batched("chain", 1)
-    with pytest.raises(WorkerStartError, match="did not start.*the toy was told to fail"):
+    with pytest.raises(WorkerStartError, match=r"did not start.*the toy was told to fail"):
         group.prepare(one.args, one.kwargs)
     assert_broken(group, pids)
 
@@ -281,7 +281,7 @@ def test_a_builder_that_fails(own_group: Any) -> None:
 def test_a_worker_that_cannot_import_the_engine(own_group: Any, tmp_path: Path) -> None:
     group = own_group("chain", 2, launch=Launch(python_path=(), cwd=str(tmp_path)))
     pids = pids_of(group)
-    with pytest.raises(WorkerStartError, match="did not start.*exit status 1.*log is") as caught:
+    with pytest.raises(WorkerStartError, match=r"did not start.*exit status 1.*log is") as caught:
         group.wait_until_ready()
     assert_broken(group, pids)
     log = Path(str(caught.value).rpartition("log is ")[2].strip())
@@ -319,7 +319,7 @@ def test_a_worker_that_is_killed_while_it_starts(own_group: Any) -> None:
     group = own_group("chain", 2)
     pids = pids_of(group)
     os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(WorkerStartError, match="worker 1 on cpu .*SIGKILL"):
+    with pytest.raises(WorkerStartError, match=r"worker 1 on cpu .*SIGKILL"):
         group.wait_until_ready()
     assert_broken(group, pids)
 
@@ -337,7 +337,7 @@ def test_a_worker_that_stands_still_while_it_starts(own_group: Any) -> None:
 def test_an_interpreter_that_does_not_exist(tmp_path: Path) -> None:
     launch = Launch(python_path=(), cwd=str(tmp_path), python=str(tmp_path / "no-python"))
     group = make_group("chain", 2, tmp_path / "groups", launch=launch)
-    with pytest.raises(WorkerStartError, match="worker 0 on cpu could not be started.*no-python"):
+    with pytest.raises(WorkerStartError, match=r"worker 0 on cpu could not be started.*no-python"):
         group.start()
     assert group.broken and not group.is_alive()
 

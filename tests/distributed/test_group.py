@@ -590,7 +590,7 @@ def test_the_report_says_what_was_done(shared_group: Any) -> None:
         assert [(s.index, s.lane, s.mode) for s in worker.spans] == done
         for span in worker.spans:
             assert report.start <= span.start <= span.end
-            assert 0 <= span.wait and 0 <= span.compute
+            assert span.wait >= 0 and span.compute >= 0
             assert span.wait + span.compute <= span.end - span.start + 1e-9
         assert worker.resident_bytes > 1 << 20
         assert 0 < worker.activation_bytes < worker.resident_bytes
