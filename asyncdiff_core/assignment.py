@@ -20,6 +20,7 @@ def cuts_for(
     """The stages of each replica. A stage is as fast as the slowest worker that has it.
 
     Args:
+        plan: the places of the workers.
         workers: by rank.
         costs: of each unit.
         skips: by which the trunk may be folded.

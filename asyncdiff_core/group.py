@@ -178,9 +178,10 @@ class WorkerGroup(Evaluator):
             self.report.schedule = _plain_schedule(schedule)
 
     def attach(self, key: str, payload: Callable[[Stage], Any]) -> None:
-        """Have every worker keep what the inputs of this run's evaluations refer to as `key`.
+        """Have every worker keep what the inputs of this run's evaluations refer to.
 
         Args:
+            key: under which they do.
             payload: gives it for the units of a stage.
         """
         self.workers.request(

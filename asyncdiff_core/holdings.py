@@ -133,9 +133,10 @@ class Holdings:
     # What is in force on them ----------------------------------------------------------------
 
     def set_patches(self, uuid: str, payload: Callable[[Stage], Any]) -> None:
-        """Have the weight patches `uuid` in force; nothing is done if they are already.
+        """Have weight patches in force; nothing is done if they are already.
 
         Args:
+            uuid: of the patches.
             payload: gives the patches for the units of a stage.
         """
         if uuid != self._in_force["patches"]:

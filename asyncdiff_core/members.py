@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,10 +258,8 @@ class Members:
 
 def _tell_to_stop(processes: Sequence[WorkerProcess]) -> None:
     for process in processes:
-        try:
+        with contextlib.suppress(WorkerError):
             process.send(messages.Stop(), 0.1)
-        except WorkerError:
-            pass
 
 
 def cpu_threads_per_worker(devices: Sequence[str]) -> int:

@@ -100,6 +100,7 @@ class RemoteModel:
         """Watch the stock model whose weights workers load, and know its modules in patches.
 
         Args:
+            base_model: the stock model.
             object_patches: the keys of those that are in force in it, at any time.
 
         Raises:

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -223,10 +223,8 @@ def _open_files_of(pid: str) -> int:
         except OSError:
             continue
         # Of a process that has ended, and is still there, anybody may open what is empty.
-        try:
+        with suppress(OSError):
             number += name.startswith("fd/") or bool(os.read(descriptor, 1))
-        except OSError:
-            pass
         os.close(descriptor)
     return number
 
