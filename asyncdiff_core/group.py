@@ -99,10 +99,6 @@ class WorkerGroup(Evaluator):
         """End all workers. Safe to call at any time, from any thread, and more than once."""
         self.workers.close()
 
-    def stop(self) -> None:
-        """Tell all workers to end, without waiting for that; `close` must follow."""
-        self.workers.stop()
-
     def look(self) -> None:
         """Take in what the workers have said, unless another thread is doing so."""
         self.workers.look()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from .source import ModelSource
 from .transport import choose_backend
 
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
+LOCK_SECONDS = 1.0  # for another thread, which may wait for its workers for long
 
 
 @dataclass
@@ -168,23 +170,8 @@ class Members:
         return [m.process.ready for m in list(self.all) if m.process.ready]
 
     def close(self) -> None:
-        """End all workers. Safe to call at any time, from any thread, and more than once."""
-        is_mine = self.exchange.lock.acquire(timeout=1.0)  # the other thread may wait for long
-        try:
-            processes = self._processes()
-            self.all = []
-            _tell_to_stop(processes)
-            self.exchange.close()
-            end_all(processes)
-            leave_folder(self.folder, is_wreck=self.error is not None)
-            self.broken = True
-        finally:
-            if is_mine:
-                self.exchange.lock.release()
-
-    def stop(self) -> None:
-        """Tell all workers to end, without waiting for that; `close` must follow."""
-        _tell_to_stop(self._processes())
+        """End all workers, see `close_all`."""
+        close_all([self])
 
     def _break(self, error: BaseException) -> None:
         if not self.broken:
@@ -254,6 +241,28 @@ class Members:
 
     def _processes(self) -> list[WorkerProcess]:
         return [m.process for m in self.all]
+
+
+def close_all(groups: Sequence[Members]) -> None:
+    """End the workers of all groups, with one deadline for all of them, see process.end_all.
+
+    Safe to call at any time, from any thread, and more than once.
+    """
+    until = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as locks:
+        processes = []
+        for group in groups:
+            if group.exchange.lock.acquire(timeout=max(0.0, until - time.monotonic())):
+                locks.callback(group.exchange.lock.release)
+            members, group.all = group.all, []
+            own = [member.process for member in members]
+            _tell_to_stop(own)
+            group.exchange.close()
+            processes += own
+        end_all(processes)
+        for group in groups:
+            leave_folder(group.folder, is_wreck=group.error is not None)
+            group.broken = True
 
 
 def _tell_to_stop(processes: Sequence[WorkerProcess]) -> None:

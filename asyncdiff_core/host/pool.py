@@ -12,12 +12,13 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from ..errors import WorkerError
 from ..group import WorkerGroup
 from ..log import get_logger
+from ..members import close_all
 from ..schedule import AsyncSchedule
 from ..settings import max_groups
 from .reports import record_error
@@ -78,8 +79,7 @@ class GroupPool:
                     if run is not None:
                         group.begin_run(run)
                     return group
-            for other in leaving:
-                other.close()
+            _close(leaving)
 
     def _make_room(self, key: Hashable) -> list[WorkerGroup]:
         """Take out what is in the way of a new group `key`: one that died, and idle ones."""
@@ -118,11 +118,11 @@ class GroupPool:
                     continue
                 leaving.append(group if keep_workers else self._groups.pop(key))
                 released.released.append(group.id)
-        for group in leaving:
-            if keep_workers:
+        if keep_workers:
+            for group in leaving:
                 _unload(group, unless_running=True)
-            else:
-                group.close()
+        else:
+            _close(leaving)
         return released
 
     def unload(self, key: Hashable) -> None:
@@ -162,8 +162,7 @@ class GroupPool:
             try:
                 self._count_off(self._forgotten.get(timeout=left))
             except queue.Empty:
-                for group in self._overdue():
-                    group.close()
+                _close(self._overdue())
 
     def _count_off(self, key: Hashable) -> None:
         with self._lock:
@@ -186,10 +185,12 @@ class GroupPool:
         with self._lock:
             groups = list(self._groups.values())
             self._groups.clear()
-        for group in groups:
-            group.stop()  # all of them at once; each is waited for below
-        for group in groups:
-            group.close()
+        _close(groups)
+
+
+def _close(groups: Sequence[WorkerGroup]) -> None:
+    """End groups, which together have no more time for it than one of them."""
+    close_all([group.workers for group in groups])
 
 
 def _unload(group: WorkerGroup, *, unless_running: bool = False) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from asyncdiff_core import members
 from asyncdiff_core.errors import (
     WorkerDiedError,
     WorkerError,
@@ -358,6 +359,21 @@ def test_nothing_is_left_after_close(own_group: Any) -> None:
         assert not group.is_alive()
     assert_gone(pids)
     assert list(folder.iterdir()) == []
+
+
+def test_all_groups_have_one_deadline(own_group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [own_group("chain", 2) for _ in range(3)]
+    for group in groups:
+        group.wait_until_ready()
+    pids = [pid for group in groups for pid in pids_of(group)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    waits = []
+    monkeypatch.setattr(members, "end_all", lambda ps: waits.append(len(ps)) or end_all(ps))
+    members.close_all([group.workers for group in groups])
+    assert waits == [6]
+    assert not any(map(exists, pids))
+    assert all(group.broken and not group.members for group in groups)
 
 
 def test_a_busy_group_is_closed(own_group: Any, gate: Gate) -> None:
