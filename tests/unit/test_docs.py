@@ -240,3 +240,13 @@ def test_the_ideal_times_follow_from_the_formula() -> None:
             for steps, warm_up in runs
         ]
         assert speedups == [f"{speedup:.2f}x" for speedup in ideal]
+
+
+def test_every_module_has_its_line() -> None:
+    """In docs/architecture.md, once; and no line is of a module that is gone."""
+    core = ROOT / "asyncdiff_core"
+    modules = {str(path.relative_to(core)) for path in core.rglob("*.py")}
+    table = section(read("docs/architecture.md"), "Modules")
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    named = re.findall(r"`([\w/]+\.py)`", " ".join(first))
+    assert sorted(named) == sorted(m for m in modules if not m.endswith("__init__.py"))
