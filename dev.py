@@ -359,7 +359,7 @@ def run_lint(environment: Environment, _: argparse.Namespace, __: list[str]) -> 
             return status
     # The nodes import the engine from the folder above theirs, as a part of the pack: so they are
     # checked as a part of it, under the name that a ComfyUI would know it by.
-    from demo.comfy_server import PACK_FOLDER, link_pack
+    from harness.comfy_server import PACK_FOLDER, link_pack
 
     folder = cache_root() / "types" / clone_id()
     link_pack(REPO, folder / PACK_FOLDER)
@@ -392,7 +392,7 @@ def run_quality(environment: Environment, _: argparse.Namespace, arguments: list
 
 def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list[str]) -> int:
     from demo import shapes
-    from demo.comfy_server import PACK_FOLDER, accelerator, link_pack
+    from harness.comfy_server import PACK_FOLDER, accelerator, link_pack
 
     command = ["main.py", *arguments]
     place = cache_root() / "serve"

@@ -65,7 +65,7 @@ def version_of(comfyui: Path) -> str:
 
 
 def run_architectures(comfyui: Path) -> dict[str, Any]:
-    from tests.host.processes import run
+    from harness.processes import run
 
     return run("architecture_parity.py", comfyui, REPO_ROOT, timeout=1800)
 
@@ -73,13 +73,13 @@ def run_architectures(comfyui: Path) -> dict[str, Any]:
 def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
     """What came of each feature, of the files in the stock format, and of what packs do."""
     from demo import shapes
-    from demo.comfy_server import ComfyServer
-    from tests.host.features import FEATURES, outcome, write_files
-    from tests.host.lab import ADAPTER_PACK, write_models
-    from tests.host.test_stock_format import KINDS as FORMATS
-    from tests.host.test_stock_format import PACKED, compare, write
-    from tests.host.ways import PLACES, WAYS
-    from tests.host.ways import outcome as outcome_of_way
+    from harness.comfy_server import ComfyServer
+    from harness.features import FEATURES, outcome, write_files
+    from harness.lab import ADAPTER_PACK, write_models
+    from harness.stock_files import KINDS as FORMATS
+    from harness.stock_files import PACKED, compare, write
+    from harness.ways import PLACES, WAYS
+    from harness.ways import outcome as outcome_of_way
 
     def attempt(what: str, run: Callable[[], str]) -> str:
         try:

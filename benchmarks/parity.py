@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
-from demo.comfy_server import REPO_ROOT
-from tests.host.processes import run
+from harness.comfy_server import REPO_ROOT
+from harness.processes import run
 
 PATIENCE = 3600.0
 

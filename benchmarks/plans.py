@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-FOLDER = REPO_ROOT / "tests" / "host"  # has the checkpoint; ComfyUI has a package `tests` too
 # (stages, stride, replicas)
 PLANS = ((2, 1, 1), (1, 1, 2), (3, 1, 1), (4, 1, 1), (3, 2, 1), (2, 1, 2))
 
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT), str(FOLDER)]
+    sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu"]
     measure(options.steps, options.warm_up, options.repeats)
 
@@ -47,7 +46,6 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import checkpoints
     import comfy.sample
     import comfy.sd
     import torch
@@ -57,6 +55,7 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
     from asyncdiff_core.host.reports import last_runs
     from asyncdiff_core.planner import predicted_speedup
     from asyncdiff_core.timeline import slowest_stage_busy_seconds, step_seconds_after_warm_up
+    from harness import checkpoints
 
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))

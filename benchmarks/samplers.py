@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-FOLDER = REPO_ROOT / "tests" / "host" / "own_process"
 
 
 def main() -> None:
@@ -27,9 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--names", nargs="*", help="only these samplers")
     options = parser.parse_args()
-    # Workers import the model's module too.
-    os.environ["PYTHONPATH"] = str(FOLDER)
-    sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT), str(FOLDER)]
+    sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu"]
     rows, version = measure(options.steps, options.names)
     options.out.write_text(page(rows, options.steps, version))
@@ -46,12 +43,12 @@ def measure(steps: int, names: list[str] | None) -> tuple[list[dict[str, Any]], 
     import comfy.sample
     import comfy.samplers
     import comfyui_version
-    import reduced_sdxl
     import torch
 
     from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.host.pool import POOL
     from asyncdiff_core.host.reports import last_runs
+    from harness.own_process import reduced_sdxl
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -36,12 +36,14 @@ from asyncdiff_core.timeline import (
     slowest_stage_busy_seconds,
     step_seconds_after_warm_up,
 )
-from demo import graphs, pictures, shapes
-from demo.comfy_server import ComfyServer, ComfyServerError, accelerator
-from demo.graphs import Workflow
+from demo import pictures, shapes
 from demo.sampling import OTHERS, SHORT, Run, Sampled, fastest, run_sampler, sample
 from demo.shapes import checker
 from demo.shapes.scenes import Scene, split
+from demo.workflow import shapes_workflow
+from harness import graphs
+from harness.comfy_server import ComfyServer, ComfyServerError, accelerator
+from harness.graphs import Workflow
 
 STARTED = time.monotonic()
 
@@ -128,7 +130,7 @@ def every_gpu() -> list[str]:
 def demonstrate(comfyui: Path, out: Path, devices: Sequence[str]) -> None:
     """Run everything, and write and print the results."""
     scenes = split()[1][:NUM_PICTURES]
-    workflow = graphs.shapes([scene.prompt for scene in scenes], steps=STEPS)
+    workflow = shapes_workflow([scene.prompt for scene in scenes], steps=STEPS)
     on_cpu = set(devices) == {"cpu"}
     # The server passes its number of threads on: the workers share it, one each at least.
     one_worker = {"OMP_NUM_THREADS": "1"} if on_cpu else {}

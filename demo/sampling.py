@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from demo import graphs, pictures
-from demo.comfy_server import ComfyServer, ComfyServerError, prompt_seconds
-from demo.graphs import Workflow
+from demo import pictures
+from harness import graphs
+from harness.comfy_server import ComfyServer, ComfyServerError, prompt_seconds
+from harness.graphs import Workflow
 
 SHORT = {"steps": 5, "seed": 1000}  # the sampler's inputs in a run that does not count
 OTHERS = ({"seed": 1001}, {"seed": 1002})  # and in those before the last

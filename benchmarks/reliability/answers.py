@@ -10,7 +10,7 @@ import urllib.request
 from itertools import cycle
 from typing import Any
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 PERIOD = 0.05  # seconds
 BOUND = 1.0

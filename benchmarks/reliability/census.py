@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 from .processes import (
     children_of,

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from demo.comfy_server import ComfyServer
-from tests.host import checkpoints, lab
+from harness import checkpoints, lab
+from harness.comfy_server import ComfyServer
 
 from . import live
 from .live import Watch

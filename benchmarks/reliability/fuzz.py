@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 from . import fuzz_channel, fuzz_server
 from .live import Watch

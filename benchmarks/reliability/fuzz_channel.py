@@ -31,7 +31,7 @@ from asyncdiff_core.errors import AsyncDiffError
 from asyncdiff_core.frames import HEADER, MAGIC
 from asyncdiff_core.messages import from_wire, to_wire
 from asyncdiff_core.process import Launch, WorkerProcess, end_all
-from tests.distributed.helpers import LAUNCH
+from harness.groups import LAUNCH
 
 from .bombs import BOMBS
 from .descriptors import write_into
@@ -275,7 +275,7 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
                 name="worker 0",
                 device="cpu",
                 num_threads=1,
-                builder="tests.toys:build",
+                builder="harness.toys:build",
                 spec={"model": "chain"},
                 backend="socket",
                 rendezvous=str(own / "rendezvous"),

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from asyncdiff_core import errors
-from demo.comfy_server import ComfyServer, PromptRejected
-from demo.graphs import Workflow, node, resampled
-from tests.host import lab
+from harness import lab
+from harness.comfy_server import ComfyServer, PromptRejected
+from harness.graphs import Workflow, node, resampled
 
 from .live import Outcome, Watch
 

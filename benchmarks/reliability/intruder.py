@@ -77,7 +77,7 @@ def _start_groups(folder: Path, count: int) -> dict[str, Any]:
 
     from asyncdiff_core.process import socket_mesh
     from asyncdiff_core.schedule import AsyncSchedule
-    from tests.distributed.helpers import equal, make_group, plain, run, unbatched
+    from harness.groups import equal, make_group, plain, run, unbatched
 
     torch.set_num_threads(1)
     problems: list[str] = []

@@ -17,9 +17,9 @@ from typing import Any
 
 import aiohttp
 
-from demo.comfy_server import ComfyServer, PromptRejected
-from demo.graphs import Workflow
-from tests.host import lab
+from harness import lab
+from harness.comfy_server import ComfyServer, PromptRejected
+from harness.graphs import Workflow
 
 from .processes import WorkerSeen, workers_of
 

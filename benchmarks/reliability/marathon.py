@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node
-from tests.host import lab
+from harness import lab
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow, node
 
 from .census import compare, take
 from .live import Prompt, Watch

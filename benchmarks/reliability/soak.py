@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow
-from tests.host import lab
+from harness import lab
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow
 
 from . import live
 from .census import Census, compare, take

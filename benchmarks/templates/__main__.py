@@ -52,8 +52,8 @@ def main() -> None:
 def run(comfyui: Path, folder: Path, only: str) -> tuple[list[Row], list[str], int]:
     """What came of the templates; those that sample no model, and how many of partners do not."""
     from demo import shapes
-    from demo.comfy_server import ComfyServer
-    from tests.host.lab import ADAPTER_PACK
+    from harness.comfy_server import ComfyServer
+    from harness.lab import ADAPTER_PACK
 
     packs = [shapes.PACK, ADAPTER_PACK]
     with (

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from demo.graphs import Node, Workflow, node
-from tests.host.own_process.stock_format import file_of
+from harness.graphs import Node, Workflow, node
+from harness.own_process.stock_format import file_of
 
 from .flatten import Json, Prompt
 from .judge import (

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from demo.comfy_server import ComfyServer, PromptFailed, PromptRejected
-from demo.graphs import Workflow
+from harness.comfy_server import ComfyServer, PromptFailed, PromptRejected
+from harness.graphs import Workflow
 
 from .flatten import Json, flatten
 from .judge import Judgement, judge
@@ -103,7 +103,7 @@ def judged(comfyui: Path, folder: Path, object_info: Json, only: str = "") -> di
 
 def write_models(server: ComfyServer, judgements: Collection[Judgement]) -> dict[str, Json]:
     """Tiny models of the families that are asked for; what each wants, by name."""
-    from tests.host.processes import run
+    from harness.processes import run
 
     files = {
         (model.family, kind, "" if model.loader == "UNETLoader" else "checkpoints")
@@ -184,7 +184,7 @@ class Trial:
         return Outcome(DIFFERENT, f"{len(took_part)} of {len(of.samplers)} samplers, and no note")
 
     def run(self, flow: Workflow) -> Run:
-        from tests.host.lab import saved
+        from harness.lab import saved
 
         done = Run()
         logged = len(self.server.log_text())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from demo.graphs import SAMPLERS, Workflow, node
+from harness.graphs import SAMPLERS, Workflow, node
 
 from .flatten import Json
 from .judge import input_type, is_link

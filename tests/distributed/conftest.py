@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asyncdiff_core.group import WorkerGroup
-from tests.distributed.helpers import Gate, make_group
+from harness.groups import Gate, make_group
 
 MakeGroup = Callable[..., WorkerGroup]
 

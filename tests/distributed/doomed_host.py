@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from asyncdiff_core.schedule import AsyncSchedule
-from tests.distributed.helpers import LAUNCH, Gate, batched, make_group, pids_of, run
+from harness.groups import LAUNCH, Gate, batched, make_group, pids_of, run
 
 
 def main(folder: Path) -> None:

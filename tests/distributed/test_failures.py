@@ -31,7 +31,7 @@ from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.messages import Beat
 from asyncdiff_core.process import Launch, WorkerProcess, end_all
 from asyncdiff_core.schedule import AsyncSchedule
-from tests.distributed.helpers import (
+from harness.groups import (
     LAUNCH,
     ROOT,
     Gate,

@@ -21,8 +21,8 @@ from asyncdiff_core.partition import Stage, units_of
 from asyncdiff_core.process import WorkerProcess
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.trunk import Trunk, parameter_bytes
-from tests.cuts import chain
-from tests.distributed.helpers import (
+from harness.cuts import chain
+from harness.groups import (
     Cancelled,
     Gate,
     batched,
@@ -37,7 +37,7 @@ from tests.distributed.helpers import (
     unbatched,
     wait_until,
 )
-from tests.toys import make_model
+from harness.toys import make_model
 
 MODELS = ("chain", "skipnet")
 

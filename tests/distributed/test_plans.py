@@ -17,8 +17,8 @@ from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.source import ModelSource
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
-from tests.distributed.helpers import LAUNCH
-from tests.toys import make_inputs, make_model
+from harness.groups import LAUNCH
+from harness.toys import make_inputs, make_model
 
 # (stages, stride, replicas)
 PLANS = [(2, 1, 1), (2, 2, 1), (3, 2, 1), (2, 3, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2)]
@@ -42,7 +42,7 @@ def placed(request: pytest.FixtureRequest) -> Iterator[tuple[str, WorkerGroup]]:
     model = make_model(name)
     trunk = Trunk.of(model, model.layout)
     units = tuple(unit.name for unit in trunk.units)
-    source = ModelSource(name, "tests.toys:build", {"model": name}, units, trunk.skips)
+    source = ModelSource(name, "harness.toys:build", {"model": name}, units, trunk.skips)
     devices = ["cpu"] * (replicas * (stages + stride - 1))
     plan = make_plan(devices, stages=stages, stride=stride, replicas=replicas)
     group = WorkerGroup(plan, source, LAUNCH)
@@ -119,7 +119,7 @@ def test_another_plan_on_the_same_workers() -> None:
     model = make_model("chain")
     trunk = Trunk.of(model, model.layout)
     units = tuple(unit.name for unit in trunk.units)
-    source = ModelSource("chain", "tests.toys:build", {"model": "chain"}, units, trunk.skips)
+    source = ModelSource("chain", "harness.toys:build", {"model": "chain"}, units, trunk.skips)
     devices = ["cpu", "cpu"]
     sigmas = [1 - i / 6 for i in range(6)]
     group = WorkerGroup(make_plan(devices), source, LAUNCH)

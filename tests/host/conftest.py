@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from demo import shapes
-from demo.comfy_server import ComfyServer
-
-from .lab import ADAPTER_PACK, write_models
+from harness.comfy_server import ComfyServer
+from harness.lab import ADAPTER_PACK, write_models
 
 
 @pytest.fixture(scope="session")

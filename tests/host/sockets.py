@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow
 
 PREVIEW_IMAGE = 1  # first four bytes of a binary message, big-endian; then the format; then a file
 TEXT = 3  # the length of the node's id as four bytes, the id, the text

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")

@@ -11,10 +11,9 @@ import pytest
 from asyncdiff_core.host.layouts import LAYOUTS
 from asyncdiff_core.trunk import TrunkLayout
 from benchmarks.compatibility import version_of
-from demo.comfy_server import REPO_ROOT
 from dev import DEFAULT_HOST
-
-from .processes import run
+from harness.comfy_server import REPO_ROOT
+from harness.processes import run
 
 COMPARISONS = {
     "cut anywhere",

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from demo.comfy_server import ComfyServer, PromptFailed, PromptRejected
-from demo.graphs import Workflow, node, resampled
-
-from .lab import asyncdiff, latent, workflow, write_unsupported
+from harness.comfy_server import ComfyServer, PromptFailed, PromptRejected
+from harness.graphs import Workflow, node, resampled
+from harness.lab import asyncdiff, latent, workflow, write_unsupported
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 from safetensors.torch import load_file
 
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node
-
-from . import checkpoints
-from .lab import KINDS, asyncdiff, latent, with_lora, workflow, write_models
+from harness import checkpoints
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow, node
+from harness.lab import KINDS, asyncdiff, latent, with_lora, workflow, write_models
 
 NAME = "unseen"  # files of their own, so that they are loaded here, and their loading is logged
 COMPLAINTS = ("missing", "unexpected", "not loaded", "warning", "no clip", "no vae")

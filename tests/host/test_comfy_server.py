@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.comfy_server import (
+from harness.comfy_server import (
     REPO_ROOT,
     ComfyServer,
     ComfyServerError,
@@ -191,7 +191,8 @@ def test_server_dies_with_a_killed_parent(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from demo.comfy_server import ComfyServer;"
+            "import sys, time; from pathlib import Path;"
+            "from harness.comfy_server import ComfyServer;"
             "server = ComfyServer(Path(sys.argv[1]), Path(sys.argv[2]), args=['--cpu']).start();"
             "print(server.pid, flush=True); time.sleep(600)",
             str(tmp_path / "ComfyUI"),

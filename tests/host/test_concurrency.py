@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node
-
-from .lab import asyncdiff, fresh, last_report, latent, saved, workflow
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow, node
+from harness.lab import asyncdiff, fresh, last_report, latent, saved, workflow
 
 
 def wan(seed: int = 1, steps: int = 4, workers: int = 2) -> Workflow:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from demo.comfy_server import ComfyServer
-
-from .features import FEATURES, Feature, outcome, write_files
+from harness.comfy_server import ComfyServer
+from harness.features import FEATURES, Feature, outcome, write_files
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,12 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from demo import shapes
-from demo.comfy_server import ComfyServer, PromptFailed
-from demo.graphs import Workflow, node
-
-from .features import parallelized
-from .lab import ADAPTER_PACK, asyncdiff, last_report, latent, workflow, write_models
-from .ways import alone
+from harness.comfy_server import ComfyServer, PromptFailed
+from harness.features import parallelized
+from harness.graphs import Workflow, node
+from harness.lab import ADAPTER_PACK, asyncdiff, last_report, latent, workflow, write_models
+from harness.ways import alone
 
 STEPS = 3
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from benchmarks.reliability.processes import is_alive, left_of, wait_until
-from demo.comfy_server import ComfyServer, ComfyServerError, PromptFailed
-from demo.graphs import Workflow
+from harness.comfy_server import ComfyServer, ComfyServerError, PromptFailed
+from harness.graphs import Workflow
+from harness.lab import asyncdiff, last_report, latent, workflow, write_models
 
 from . import sockets
-from .lab import asyncdiff, last_report, latent, workflow, write_models
 
 
 def run_and_get_pids(server: ComfyServer, flow: Workflow) -> list[int]:

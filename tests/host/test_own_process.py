@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.comfy_server import REPO_ROOT
+from harness.comfy_server import REPO_ROOT
+from harness.processes import run
 
-from .processes import run
+FOLDER = Path(__file__).parent / "own_process"
 
 
 @pytest.mark.timeout(900)
@@ -20,7 +21,7 @@ def test_reduced_sdxl(comfyui_path: Path) -> None:
 
 
 def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) -> None:
-    held = run("short_training.py", comfyui_path, REPO_ROOT, tmp_path, timeout=280)
+    held = run(FOLDER / "short_training.py", comfyui_path, REPO_ROOT, tmp_path, timeout=280)
     assert len(held) == 6
     assert [name for name, value in held.items() if not value] == []
 
@@ -28,13 +29,13 @@ def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) ->
 @pytest.mark.timeout(600)
 def test_workers_on_a_few_architectures(comfyui_path: Path) -> None:
     """What the links of each kind of layout carry, between real workers; LoRA hooks."""
-    held = run("group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
+    held = run(FOLDER / "group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
     assert len(held) == 5 * 3 + 1 + 4
     assert [name for name, value in held.items() if not value] == []
 
 
 def test_what_is_around_diffusion_models(comfyui_path: Path) -> None:
     """Real parts around skeletons, weights that tell only their looks, changes that are seen."""
-    held = run("around_the_model.py", comfyui_path, REPO_ROOT, timeout=280)
+    held = run(FOLDER / "around_the_model.py", comfyui_path, REPO_ROOT, timeout=280)
     assert sum(name.startswith("around ") for name in held) > 60
     assert [name for name, value in held.items() if not value] == []

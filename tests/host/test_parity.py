@@ -6,12 +6,20 @@ import pytest
 import torch
 
 from asyncdiff_core.partition import units_of
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node, resampled
+from harness.comfy_server import ComfyServer
+from harness.features import custom
+from harness.graphs import Workflow, node, resampled
+from harness.lab import (
+    KINDS,
+    asyncdiff,
+    last_report,
+    latent,
+    with_lora,
+    workflow,
+    write_unsupported,
+)
 
 from . import sockets
-from .features import custom
-from .lab import KINDS, asyncdiff, last_report, latent, with_lora, workflow, write_unsupported
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from . import checkpoints
+from harness import checkpoints
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from benchmarks.reliability.faults import ENVIRONMENT, Faults
 from benchmarks.reliability.kinds import KINDS
 from benchmarks.reliability.live import Watch, serving
 from benchmarks.reliability.soak import Soak
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at /proc")
 

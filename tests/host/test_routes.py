@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from demo import shapes
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow, node
+from harness.lab import ADAPTER_PACK, asyncdiff, latent, workflow, write_models
 
 from . import sockets
-from .lab import ADAPTER_PACK, asyncdiff, latent, workflow, write_models
 
 
 def refusal(server: ComfyServer, path: str) -> tuple[int, str]:

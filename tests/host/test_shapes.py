@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from demo import graphs, pictures, shapes
-from demo.comfy_server import ComfyServer, PromptFailed
-from demo.graphs import Workflow, node, resampled, without
+from demo import pictures, shapes
 from demo.shapes import checker
 from demo.shapes.scenes import SIZE, split
-
-from .lab import asyncdiff, last_report, latent
+from demo.workflow import shapes_workflow
+from harness.comfy_server import ComfyServer, PromptFailed
+from harness.graphs import Workflow, node, resampled, without
+from harness.lab import asyncdiff, last_report, latent
 
 STEPS = 6
 HELD_OUT = split()[1]
@@ -23,7 +23,7 @@ PROMPTS = [scene.prompt for scene in HELD_OUT[:3]]
 
 def workflow(**sampling: Any) -> Workflow:
     """The demonstration's workflow, up to the latent."""
-    flow = graphs.shapes(PROMPTS, **{"steps": STEPS, **sampling})
+    flow = shapes_workflow(PROMPTS, **{"steps": STEPS, **sampling})
     return without(flow, "decode", "pictures")
 
 
@@ -41,7 +41,7 @@ def test_both_loaders_list_the_model(server: ComfyServer) -> None:
 
 
 def test_the_stock_sampler_makes_pictures(server: ComfyServer) -> None:
-    files = server.files(server.run(graphs.shapes(PROMPTS, steps=STEPS)))
+    files = server.files(server.run(shapes_workflow(PROMPTS, steps=STEPS)))
     images = pictures.load([path for path in files if path.suffix == ".png"])
     assert [image.size for image in images] == [(SIZE, SIZE)] * len(PROMPTS)
     assert len({image.tobytes() for image in images}) == len(PROMPTS)
@@ -104,7 +104,7 @@ def test_a_bad_prompt_is_an_error_that_names_its_line(
 @pytest.mark.timeout(1200)
 def test_the_model_draws_what_it_was_not_trained_with(server: ComfyServer) -> None:
     """At least 90 of the 100 held-out prompts, with as many steps as the demonstration has."""
-    flow = resampled(graphs.shapes([scene.prompt for scene in HELD_OUT]), seed=2)
+    flow = resampled(shapes_workflow([scene.prompt for scene in HELD_OUT]), seed=2)
     files = server.files(server.run(flow, timeout=1100))
     images = pictures.load([path for path in files if path.suffix == ".png"])
     wrong = [

@@ -21,8 +21,8 @@ from benchmarks.templates.run import (
     templates_folder,
     write_models,
 )
-from demo.comfy_server import ComfyServer
 from dev import DEFAULT_HOST
+from harness.comfy_server import ComfyServer
 
 # What comes of each by Parallelize Model, and by the sampler nodes of this pack.
 SAMPLE = {

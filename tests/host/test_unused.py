@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 # On a machine without other work it is 0.1 s. Other tests may run now, so this bound catches
 # blunders, such as a large library that is imported without being used.

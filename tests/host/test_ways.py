@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from demo import shapes
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow
-
-from .features import patched, write_files
-from .lab import ADAPTER_PACK, asyncdiff, last_report, latent, workflow, write_models
-from .ways import PLACES, WAYS, Way, outcome
+from harness.comfy_server import ComfyServer
+from harness.features import patched, write_files
+from harness.graphs import Workflow
+from harness.lab import ADAPTER_PACK, asyncdiff, last_report, latent, workflow, write_models
+from harness.ways import PLACES, WAYS, Way, outcome
 
 
 @pytest.fixture(scope="module")

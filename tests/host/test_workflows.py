@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 
 FOLDER = Path(__file__).parents[2] / "workflows"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))

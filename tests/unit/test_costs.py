@@ -10,7 +10,7 @@ from torch import nn
 from asyncdiff_core.costs import measure_costs, parameter_costs
 from asyncdiff_core.errors import LayoutError
 from asyncdiff_core.trunk import Trunk, TrunkLayout
-from tests.toys import MODELS, Chain, make_inputs
+from harness.toys import MODELS, Chain, make_inputs
 
 
 class Stack(nn.Module):

@@ -11,7 +11,7 @@ from torch import nn
 from asyncdiff_core.dataflow import require_chain
 from asyncdiff_core.errors import LayoutError
 from asyncdiff_core.trunk import Trunk, guess_layout
-from tests.toys import Chain
+from harness.toys import Chain
 
 WIDTH = 8
 

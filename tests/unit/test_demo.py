@@ -5,13 +5,15 @@ import math
 import pytest
 from PIL import Image
 
-from demo import graphs, pictures, run
+from demo import pictures, run
+from demo.workflow import shapes_workflow
+from harness import graphs
 
 PROMPTS = ["one red circle on blue", "two black squares on white"]
 
 
 def test_the_workflow_has_a_latent_for_each_prompt():
-    flow = graphs.shapes(PROMPTS, steps=4)
+    flow = shapes_workflow(PROMPTS, steps=4)
     assert flow["positive"]["inputs"]["text"].splitlines() == PROMPTS
     assert flow["negative"]["inputs"]["text"] == ""
     assert flow["empty"]["inputs"]["batch_size"] == 2
@@ -21,7 +23,7 @@ def test_the_workflow_has_a_latent_for_each_prompt():
 
 
 def test_a_twin_has_the_packs_loader_and_sampler_and_is_else_the_same():
-    stock = graphs.shapes(PROMPTS, steps=4)
+    stock = shapes_workflow(PROMPTS, steps=4)
     twin = graphs.asyncdiff(stock, devices="cpu,cpu", warm_up=2)
     assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"
     assert twin["model"]["inputs"] == {
@@ -43,7 +45,7 @@ def test_a_twin_has_the_packs_loader_and_sampler_and_is_else_the_same():
 
 
 def test_only_the_loader_of_the_sampled_model_is_replaced():
-    stock = graphs.shapes(PROMPTS)
+    stock = shapes_workflow(PROMPTS)
     stock["text"] = graphs.node("CheckpointLoaderSimple", ckpt_name="text.safetensors")
     twin = graphs.asyncdiff(stock)
     assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"
@@ -51,7 +53,7 @@ def test_only_the_loader_of_the_sampled_model_is_replaced():
 
 
 def test_the_loader_is_found_behind_several_nodes():
-    stock = graphs.resampled(graphs.shapes(PROMPTS), model=["lora", 0])
+    stock = graphs.resampled(shapes_workflow(PROMPTS), model=["lora", 0])
     stock["lora"] = graphs.node("LoraLoaderModelOnly", model=["shifted", 0])
     twin = graphs.asyncdiff(stock)
     assert twin["model"]["class_type"] == "AsyncDiffDiffusionModelLoader"

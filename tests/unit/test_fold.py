@@ -12,7 +12,7 @@ from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk, TrunkLayout
-from tests.cuts import Stages, all_folds
+from harness.cuts import Stages, all_folds
 from tests.unit.test_oracle import equal
 
 WIDTH = 5

@@ -12,8 +12,8 @@ from asyncdiff_core.partition import Range
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk, TrunkLayout
-from tests.cuts import chain
-from tests.toys import make_inputs, make_model
+from harness.cuts import chain
+from harness.toys import make_inputs, make_model
 
 
 class Line(nn.Module):

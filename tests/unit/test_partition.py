@@ -19,7 +19,7 @@ from asyncdiff_core.partition import (
     slowest,
     units_of,
 )
-from tests.cuts import all_chains, all_folds, chain, stage_of
+from harness.cuts import all_chains, all_folds, chain, stage_of
 
 
 def slowest_of(stages, costs, speeds):

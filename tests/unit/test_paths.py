@@ -8,7 +8,7 @@ import torch
 from asyncdiff_core.errors import LayoutError
 from asyncdiff_core.partition import links
 from asyncdiff_core.trunk import Trunk, TrunkLayout
-from tests.cuts import chain
+from harness.cuts import chain
 
 
 def blocks(number: int) -> torch.nn.ModuleList:

@@ -11,7 +11,7 @@ from asyncdiff_core.channel import encode_frame
 from asyncdiff_core.residuals import Residuals
 from asyncdiff_core.stage import Neighbours, StagedModel, copy_output
 from asyncdiff_core.trunk import Trunk
-from tests.toys import make_inputs, make_model
+from harness.toys import make_inputs, make_model
 
 
 @pytest.fixture

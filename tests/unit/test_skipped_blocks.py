@@ -14,7 +14,7 @@ from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk, TrunkLayout
-from tests.cuts import chain
+from harness.cuts import chain
 
 DEPTH, WIDTH = 5, 8
 

@@ -15,8 +15,8 @@ from asyncdiff_core.packing import MessageLayout, copy_into
 from asyncdiff_core.partition import Range, Stage, links, units_of
 from asyncdiff_core.stage import Neighbours, OutputMeta, StagedModel, TensorMeta, copy_output
 from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters
-from tests.cuts import Stages, all_chains, all_folds, chain
-from tests.toys import Chain, make_inputs, make_model
+from harness.cuts import Stages, all_chains, all_folds, chain
+from harness.toys import Chain, make_inputs, make_model
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,7 @@ from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.schedule import AsyncSchedule, Lane, Lanes
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
-from tests.cuts import chain
+from harness.cuts import chain
 from tests.unit.test_oracle import CUTS, Line, equal
 
 SIGMAS = [14.0, 9.0, 6.0, 4.0, 2.5, 1.5, 0.9, 0.5, 0.3, 0.1]

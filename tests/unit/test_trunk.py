@@ -6,7 +6,7 @@ from torch import nn
 
 from asyncdiff_core.errors import LayoutError
 from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters, parameter_bytes
-from tests.toys import Chain, SkipNet, make_model
+from harness.toys import Chain, SkipNet, make_model
 
 
 def test_the_units_of_a_chain_are_its_blocks() -> None:

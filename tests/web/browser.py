@@ -10,7 +10,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright, Route
 
-from demo.comfy_server import PACK_FOLDER, ComfyServer
+from harness.comfy_server import PACK_FOLDER, ComfyServer
 
 FLAGS = (
     "--no-sandbox",  # a container has no other user to run as

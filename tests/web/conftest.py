@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from demo.comfy_server import ComfyServer
+from harness.comfy_server import ComfyServer
 from tests.host.conftest import comfyui_path, lab, server  # noqa: F401 - fixtures
 
 from .browser import Canvas, canvas, chromium, launch

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from demo import shapes
-from demo.comfy_server import REPO_ROOT, ComfyServer
+from harness.comfy_server import REPO_ROOT, ComfyServer
 
 from .browser import Canvas, canvas, chromium, launch
 

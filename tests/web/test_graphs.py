@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from demo.graphs import node
+from harness.graphs import node
 
 from .browser import Canvas
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from demo import graphs
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow
+from demo.workflow import shapes_workflow
+from harness import graphs
+from harness.comfy_server import ComfyServer
+from harness.graphs import Workflow
 
 from .browser import CARDS, PANEL, Canvas
 
@@ -21,7 +22,7 @@ _seeds = itertools.count(1)
 
 def shapes(steps: int) -> Workflow:
     """A run on two workers, with a seed of its own, as the browser gets it."""
-    flow = graphs.shapes(["two red circles on blue"] * 4, steps=steps, seed=next(_seeds))
+    flow = shapes_workflow(["two red circles on blue"] * 4, steps=steps, seed=next(_seeds))
     return graphs.asyncdiff(flow, devices="cpu,cpu")
 
 

@@ -29,8 +29,6 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
     import comfy.model_patcher
     import comfy.sd
     import torch
-    from formats import FORMATS
-    from stock_format import families, file_of
 
     from asyncdiff_core.host.absent import AbsentWeight
     from asyncdiff_core.host.layouts import host_parts_of, layout_of
@@ -38,6 +36,8 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
     from asyncdiff_core.host.skeleton import build_skeleton
     from asyncdiff_core.host.stage_weights import build, spec_of
     from asyncdiff_core.trunk import Trunk, tensor_bytes
+    from harness.own_process.formats import FORMATS
+    from harness.own_process.stock_format import families, file_of
 
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)

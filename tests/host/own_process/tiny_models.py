@@ -7,7 +7,8 @@ from typing import Any
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from architectures import COSMOS2, FLUX, LUMINA, WAN
+
+from harness.own_process.architectures import COSMOS2, FLUX, LUMINA, WAN
 
 SIXTEEN = {"in_channels": 16, "out_channels": 16}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {

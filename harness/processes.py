@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "own_process"
-# ComfyUI has a package `tests` as well, so what is in ours goes by its own name.
-PATHS = str(FOLDER), str(Path(__file__).parents[1])
 
 
-def run(script: str, *arguments: str | Path, timeout: float) -> dict[str, Any]:
-    """The JSON object that the script printed: what it compared, and whether it held."""
+def run(script: str | Path, *arguments: str | Path, timeout: float) -> dict[str, Any]:
+    """The JSON object that the script printed: what it compared, and whether it held.
+
+    A script that stands elsewhere is given by its path. What lies beside a script goes by its own
+    name, also in workers.
+    """
+    path = FOLDER / script
     done = subprocess.run(
-        [sys.executable, FOLDER / script, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)},
+        [sys.executable, path, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path.parent)},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from demo.comfy_server import ComfyServer, PromptFailed
-from demo.graphs import Workflow, node
-
+from .comfy_server import ComfyServer, PromptFailed
 from .features import parallelized, patched
+from .graphs import Workflow, node
 from .lab import asyncdiff, latent, workflow
 
 STEPS = 4

@@ -19,9 +19,10 @@ from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.source import ModelSource
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
-from tests.toys import make_inputs, make_model
 
-ROOT = Path(__file__).resolve().parents[2]
+from .toys import make_inputs, make_model
+
+ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = Launch(python_path=(str(ROOT),), cwd=str(ROOT))
 
 
@@ -117,7 +118,7 @@ def make_group(name: str, num_stages: int, folder: Path, **options: Any) -> Work
     trunk = Trunk.of(model, model.layout)
     source = ModelSource(
         name=type(model).__name__,
-        builder="tests.toys:build",
+        builder="harness.toys:build",
         spec={"model": name, **options},
         units=tuple(unit.name for unit in trunk.units),
         skips=trunk.skips,

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from demo import graphs
-from demo.comfy_server import ComfyServer
-from demo.graphs import Workflow, node
-
-from . import checkpoints
+from . import checkpoints, graphs
+from .comfy_server import ComfyServer
+from .graphs import Workflow, node
 
 KINDS = ("sd15", "sd3", "wan")
 EMPTY = {

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from demo.comfy_server import ComfyServer, PromptFailed
-from demo.graphs import Workflow, node, resampled
-
 from . import checkpoints
+from .comfy_server import ComfyServer, PromptFailed
+from .graphs import Workflow, node, resampled
 from .lab import asyncdiff, latent, workflow
 
 Change = Callable[[Workflow], Workflow]

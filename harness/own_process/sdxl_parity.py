@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from pathlib import Path
 
 # warm-up, time shift, and how it is sampled
 SOME_RUNS = (
@@ -32,14 +31,13 @@ ALL_RUNS = tuple(
 
 def main(comfyui: str, pack: str, extent: str = "") -> None:
     runs = ALL_RUNS if extent == "everything" else SOME_RUNS
-    sys.path[:0] = [comfyui, pack, str(Path(__file__).parent)]
+    sys.path[:0] = [comfyui, pack]
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
     import comfy.sample
     import comfy.utils
-    import reduced_sdxl
     import torch
 
     from asyncdiff_core.host.attachments import split_options
@@ -54,6 +52,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
     from asyncdiff_core.schedule import AsyncSchedule
     from asyncdiff_core.stage import StagedModel
     from asyncdiff_core.trunk import Trunk
+    from harness.own_process import reduced_sdxl
 
     torch.set_num_threads(1)
     comfy.utils.PROGRESS_BAR_ENABLED = False
@@ -86,7 +85,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
         trunk = Trunk.of(real, layout_of(real))
         oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages, stride)
         oracle.begin_run(AsyncSchedule(warm_up, shift))
-        patcher = build_skeleton(Loader("reduced_sdxl:load", ()))
+        patcher = build_skeleton(Loader("harness.own_process.reduced_sdxl:load", ()))
         # Nothing to load: the skeleton's own parameters are on meta.
         patcher.partially_load = lambda *args, **kwargs: 0
         forecaster = Forecaster(patcher.model.model_sampling)

@@ -22,8 +22,6 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
 
     comfy.options.enable_args_parsing()
     import torch
-    from architectures import ARCHITECTURES, Architecture, Draw
-    from cuts import all_folds, chain
     from torch.utils import _pytree as pytree
 
     from asyncdiff_core.costs import parameter_costs
@@ -38,6 +36,8 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     from asyncdiff_core.schedule import AsyncSchedule
     from asyncdiff_core.stage import Neighbours, StagedModel, copy_output
     from asyncdiff_core.trunk import Trunk, guess_layout
+    from harness.cuts import all_folds, chain
+    from harness.own_process.architectures import ARCHITECTURES, Architecture, Draw
 
     torch.set_num_threads(1)
 

@@ -28,7 +28,16 @@ def families() -> dict[str, dict[str, Any]]:
     is as in stock_format.py. `more` are further tensors of the conditioning, `vision` the width of
     what an image encoder gives.
     """
-    from architectures import ARCHITECTURES, CHROMA, COSMOS2, FLUX, HUNYUAN, LUMINA, UNET, WAN
+    from harness.own_process.architectures import (
+        ARCHITECTURES,
+        CHROMA,
+        COSMOS2,
+        FLUX,
+        HUNYUAN,
+        LUMINA,
+        UNET,
+        WAN,
+    )
 
     of = {each.label: each.config for each in ARCHITECTURES}
     unet = {**UNET, "model_channels": 64, "use_linear_in_transformer": True}
@@ -229,9 +238,10 @@ def described(folder: Path, name: str, family: dict[str, Any]) -> dict[str, Any]
     import comfy.ldm.audio.embedders
     import comfy.supported_models
     import torch
-    from architectures import fill
     from safetensors.torch import save_file
-    from stock_format import lora
+
+    from harness.own_process.architectures import fill
+    from harness.own_process.stock_format import lora
 
     model, config = family.pop("model"), family.pop("config")
     kind = getattr(comfy.supported_models, model, None)
@@ -263,9 +273,10 @@ def described(folder: Path, name: str, family: dict[str, Any]) -> dict[str, Any]
 
 def in_stock_format(comfyui: str, folder: Path, wanted: list[list[str]]) -> dict[str, Any]:
     """Write files of stock_format.py, and those that are wanted as checkpoints as such."""
-    import stock_format
     from safetensors import safe_open
     from safetensors.torch import save_file
+
+    from harness.own_process import stock_format
 
     kinds: dict[str, list[str]] = {}
     for name, kind, _ in wanted:
@@ -285,7 +296,7 @@ def in_stock_format(comfyui: str, folder: Path, wanted: list[list[str]]) -> dict
 
 
 def main(comfyui: str, models: str, files: str) -> None:
-    sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[3])]
+    sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[2])]
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 

@@ -36,7 +36,7 @@ def families() -> dict[str, dict[str, Any]]:
     pooled output, or 0 for none; `masked` adds an attention mask. `metadata` is what the
     file says of its own configuration.
     """
-    from architectures import FLUX, HUNYUAN, LTX, LTX_AV, UNET, WAN
+    from harness.own_process.architectures import FLUX, HUNYUAN, LTX, LTX_AV, UNET, WAN
 
     unet = {**UNET, "model_channels": 320, "num_heads": -1, "num_head_channels": 64}
     unet |= {"channel_mult": [1, 1], "use_linear_in_transformer": True}
@@ -249,7 +249,7 @@ def file_of(name: str, kind: str) -> str:
 
 def lora(weights: dict[str, Any], rank: int = 2) -> dict[str, Any]:
     """Low-rank changes under the names that every architecture knows."""
-    from architectures import Draw
+    from harness.own_process.architectures import Draw
 
     draw, changes = Draw(11), {}
     for key, weight in weights.items():
@@ -266,18 +266,18 @@ def main(
     comfyui: str, models: str, kinds: str = "{}", names: Collection[str] | None = None
 ) -> None:
     """Write those of `names`, by default all."""
-    sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[3])]
+    sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[2])]
     sys.argv[1:] = ["--cpu"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
     import torch
-    from architectures import Architecture
-    from formats import FORMATS, layers_of
     from safetensors.torch import save_file
 
     from asyncdiff_core.host.layouts import layout_of
     from asyncdiff_core.trunk import Trunk
+    from harness.own_process.architectures import Architecture
+    from harness.own_process.formats import FORMATS, layers_of
 
     wanted = json.loads(kinds)
     folders = [Path(models) / kind for kind in ("diffusion_models", "loras")]

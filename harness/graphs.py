@@ -1,4 +1,4 @@
-"""The demonstration's workflow in ComfyUI's API format, and AsyncDiff twins of any workflow.
+"""Workflows in ComfyUI's API format, and AsyncDiff twins of them.
 
 A workflow is a dict from node id to `{"class_type": .., "inputs": ..}`; an input is a value or a
 link `[node id, output index]`.
@@ -6,11 +6,9 @@ link `[node id, output index]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from asyncdiff_core.schedule import DEFAULT_WARM_UP
-from demo.shapes import DIFFUSION_MODEL
 
 Node = dict[str, Any]
 Workflow = dict[str, Node]
@@ -25,27 +23,9 @@ SAMPLERS = {
     "KSamplerAdvanced": "AsyncDiffKSamplerAdvanced",
 }
 
-SHIFT = 3.0  # of the sigmas, as in the model's training
-
 
 def node(class_type: str, **inputs: Any) -> Node:
     return {"class_type": class_type, "inputs": inputs}
-
-
-def shapes(prompts: Sequence[str], **sampling: int | float | str) -> Workflow:
-    """A picture of each prompt, as one batch, with the demonstration's own model."""
-    sampling = {"scheduler": "simple", "cfg": 4.0, **sampling}
-    return {
-        "model": node("UNETLoader", unet_name=DIFFUSION_MODEL, weight_dtype="default"),
-        "shifted": node("ModelSamplingSD3", model=["model", 0], shift=SHIFT),
-        "positive": node("ShapesPrompt", text="\n".join(prompts)),
-        "negative": node("ShapesPrompt", text=""),
-        "empty": node("ShapesLatent", batch_size=len(prompts)),
-        "sampler": sampler(model=["shifted", 0], **sampling),
-        "latent": node("SaveLatent", samples=["sampler", 0], filename_prefix="latents/shapes"),
-        "decode": node("ShapesDecode", samples=["sampler", 0]),
-        "pictures": node("SaveImage", images=["decode", 0], filename_prefix="shapes"),
-    }
 
 
 def sampler(**changed: Any) -> Node:
