@@ -4,10 +4,17 @@ ComfyUI is imported inside the entry point only, so that tests and workers can i
 without it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes.extension import AsyncDiffExtension
+
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():  # noqa: ANN201 - ComfyUI's class, which is not imported here
+async def comfy_entrypoint() -> AsyncDiffExtension:
     """What ComfyUI calls to get the nodes."""
     from .nodes.extension import AsyncDiffExtension
 

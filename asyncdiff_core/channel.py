@@ -7,6 +7,7 @@ bytes of every tensor behind it. Tensors are not copied on the way, and arrive o
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -181,10 +182,8 @@ class Channel:
 
     def close(self) -> None:
         """Close this end. Wakes a thread that is blocked in `receive`."""
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._socket.close()
 
     def _set_timeout(self, deadline: float | None) -> None:

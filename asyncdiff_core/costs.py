@@ -86,6 +86,9 @@ def measure_costs(
 
     Args:
         model: the model, its parameters on the meta device.
+        trunk: its units.
+        args: inputs of an evaluation by position.
+        kwargs: those by name.
         entry: the method that an evaluation calls.
         device_type: the kind of device that will compute.
 

@@ -38,7 +38,9 @@ def require_chain(
 
     Args:
         model: the model, its parameters on the meta device.
-        args, kwargs: the inputs of one evaluation.
+        trunk: its units.
+        args: inputs of one evaluation by position.
+        kwargs: those by name.
         entry: the method that an evaluation calls.
 
     Raises:
@@ -196,7 +198,8 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    address: int = tensor.untyped_storage()._cdata
+    return address
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:

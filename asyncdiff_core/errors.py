@@ -90,6 +90,10 @@ class WorkerDiedError(WorkerError):
     """A worker process ended while it was needed."""
 
 
+class WorkersGoneError(WorkerError):
+    """The group was ended before it was asked, or while it was: another thread met its trouble."""
+
+
 class WorkerTimeoutError(WorkerError):
     """A worker process made no progress within the deadline."""
 

@@ -96,6 +96,7 @@ class Evaluator(ABC):
         """Several evaluations, of different lanes, at the same time; their outputs in order.
 
         Args:
+            calls: one for each evaluation.
             meanwhile: called when all have begun.
         """
         outputs = [self._begin(call) for call in calls]

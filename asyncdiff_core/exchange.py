@@ -9,7 +9,8 @@ from __future__ import annotations
 import selectors
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from . import messages
@@ -20,6 +21,7 @@ from .errors import (
     WorkerLinkError,
     WorkerOutOfMemoryError,
     WorkerRefusedError,
+    WorkersGoneError,
 )
 from .messages import to_wire
 from .process import WorkerProcess
@@ -147,14 +149,19 @@ class Exchange:
             finally:
                 self.lock.release()
 
-    def breaks(self) -> _Breaks:
+    @contextmanager
+    def breaks(self) -> Iterator[None]:
         """Whatever is raised in this context breaks the group."""
-        return _Breaks(self._on_break)
+        try:
+            yield
+        except BaseException as error:
+            self._on_break(error)
+            raise
 
     def _receive(self, seconds: float) -> None:
         """Take in what has arrived, after waiting a moment; raises for a worker in trouble."""
         if not self.processes:
-            raise WorkerError("The workers were released.")
+            raise WorkersGoneError("The workers were released.")
         for key, _ in self._selector.select(seconds):
             process: WorkerProcess = key.data
             message, ticket = process.receive(self._timeout)
@@ -187,18 +194,6 @@ class Exchange:
         stuck = min((now - p.last_progress for p in self.processes), default=0.0)
         if stuck > patience:
             raise min(self.processes, key=_suspicion).hangs(stuck)
-
-
-class _Breaks:
-    def __init__(self, on_break: Callable[[BaseException], None]) -> None:
-        self._on_break = on_break
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if error is not None:
-            self._on_break(error)
 
 
 def _suspicion(process: WorkerProcess) -> tuple[int, float]:

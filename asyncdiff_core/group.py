@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +14,31 @@ import torch
 from torch.utils import _pytree as pytree
 
 from . import messages
-from .errors import MAX_ERROR_TEXT, WorkerError, WorkerOutOfMemoryError, WorkerStartError
+from .assignment import cuts_for
 from .evaluator import Call, Evaluator, Output
-from .exchange import START_SECONDS, Exchange
+from .holdings import Holdings
 from .inputs import InputEncoder, difference
-from .log import get_logger, leave_folder, make_folder, note_workers
+from .log import get_logger
+from .members import LOAD_SECONDS, Member, Members
 from .memory import total_bytes
-from .partition import Stage, cut, links, units_of
-from .plan import ParallelPlan, Placement
-from .process import Launch, WorkerProcess, end_all, socket_mesh
-from .report import RunReport, Span, WorkerReport
-from .residuals import Residuals
+from .partition import Stage
+from .plan import ParallelPlan
+from .process import Launch
+from .report import RunReport
 from .schedule import AsyncSchedule, Round
-from .settings import folds, timeout_seconds
-from .transport import choose_backend
+from .settings import timeout_seconds
+from .source import ModelSource
 
 log = get_logger("group")
 
 # A lane keeps messages on every worker. This much of a device's memory may be kept, and lanes that
 # take no more than a few tiles of a picture do in any case.
 LANE_SHARE, MIN_LANES = 1 / 8, 16
-LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
 COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
 
 MAX_SHAPES = 64  # for which costs are kept
 
-Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
-
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """What workers build their model from.
-
-    Attributes:
-        name: the model's class, for logs and reports.
-        builder: ``module:function``, called in each worker (see worker.StageModel).
-        spec: plain data for the builder.
-        units: names of the trunk's units, in execution order.
-        skips: pairs (source, consumer) of units.
-        files: what the weights are read from.
-        residuals: where control residuals land; None: all of them go to every worker.
-    """
-
-    name: str
-    builder: str
-    spec: dict[str, Any]
-    units: tuple[str, ...]
-    skips: tuple[tuple[int, int], ...] = ()
-    files: tuple[str, ...] = ()
-    residuals: Residuals | None = None
-
-    @property
-    def nested_skips(self) -> tuple[tuple[int, int], ...]:
-        """The skips by which the trunk may be folded."""
-        return self.skips if folds() else ()
-
-    def names_of(self, stage: Stage) -> tuple[tuple[str, str], ...]:
-        """The names of the first and the last unit of each range of a stage."""
-        return tuple((self.units[start], self.units[stop - 1]) for start, stop in stage)
-
-
-@dataclass
-class Member:
-    """A worker, its place in the plan, and what it holds."""
-
-    placement: Placement
-    process: WorkerProcess
-    stage: Stage = ()
-    loaded: messages.Loaded = field(default_factory=lambda: messages.Loaded(0, 0, 0))
 
 
 class WorkerGroup(Evaluator):
@@ -121,116 +74,54 @@ class WorkerGroup(Evaluator):
         self.stride = plan.stride
         self.source = source
         self.id = f"g{next(_numbers)}"
-        self.broken = False
-        self.error: str | None = None  # by which it broke
-        self.members: list[Member] = []
         self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
         self.report: RunReport | None = None  # of the run that is going on
         self.cold = True  # no evaluation has been done yet
         self._timeout = timeout or timeout_seconds()
-        self._backend = choose_backend(plan.devices, os.environ.get("ASYNCDIFF_BACKEND", "auto"))
-        try:
-            self.folder = make_folder(folder)
-        except OSError as error:
-            raise WorkerStartError(
-                f"The folder for the logs of workers cannot be made: {error}"
-            ) from error
-        self._launch = launch
-        self._before_load = before_load
-        self._exchange = Exchange(self._timeout, poll, self._break)
-        self._cuts: Cuts = ()  # what the workers hold
-        self._given_back: Cuts = ()  # what they held when `unload` was called
-        self._load_going_on: tuple[Cuts, int] | None = None  # and its ticket
+        self.workers = Members(plan, source, launch, folder, self._timeout, poll)
+        self.holdings = Holdings(self.workers, source, before_load)
         self._costs: dict[Any, tuple[float, ...]] = {}
         self._imports: dict[str, bool] = {}
         self._lane_bytes = 0  # of the largest lane of the run
-        self._signature: Any = None
-        self._patches_uuid: str | None = None
-        self._compilation: tuple[Any] | None = (None,)  # what `set_compilation` was given
         self._encoders: dict[int, InputEncoder] = {}
-        self._run_tickets: set[int] = set()  # whose answers nobody wants when the run has ended
 
     # Life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all workers at once, without waiting for them.
-
-        Raises:
-            WorkerStartError: a process cannot be started at all.
-        """
-        num_threads = cpu_threads_per_worker(self.plan.devices)
-        requests = []
-        with self._exchange.breaks(), socket_mesh(self.plan.num_workers) as mesh:
-            for placement in self.plan.placements():
-                rank = placement.rank
-                process = WorkerProcess(
-                    *(f"worker {rank}", placement.device, self._launch, num_threads),
-                    log_file=self.folder / f"worker-{rank}.log",
-                    peers=mesh[rank],
-                )
-                self.members.append(Member(placement, process))
-                self._exchange.add(process)
-                request = messages.Configure(
-                    rank=rank,
-                    name=f"worker {rank}",
-                    device=process.local_device,
-                    num_threads=num_threads,
-                    builder=self.source.builder,
-                    spec=self.source.spec,
-                    backend=self._backend,
-                    rendezvous=str(self.folder / "rendezvous"),
-                )
-                requests.append((process, request))
-            note_workers(self.folder, [process.pid for process, _ in requests])
-        ticket = self._exchange.post(requests)
-        self._exchange.abandon({ticket})  # the processes themselves know when they are ready
+        """Start all workers at once, without waiting for them, see Members.start."""
+        self.workers.start()
 
     def wait_until_ready(self) -> None:
-        """Wait for the workers to come up.
-
-        Raises:
-            WorkerOutOfMemoryError: there was too little memory for one of them.
-            WorkerStartError: one of them did not.
-        """
-        self._require_whole()
-        try:
-            self._exchange.wait_until_ready(START_SECONDS)
-        except WorkerOutOfMemoryError:
-            raise
-        except WorkerError as error:
-            raise WorkerStartError(f"A worker did not start. {error}") from error
+        """Wait for the workers to come up, see Members.wait_until_ready."""
+        self.workers.wait_until_ready()
 
     def close(self) -> None:
         """End all workers. Safe to call at any time, from any thread, and more than once."""
-        is_mine = self._exchange.lock.acquire(timeout=1.0)  # the other thread may wait for long
-        try:
-            processes = self._processes()
-            self.members = []
-            _tell_to_stop(processes)
-            self._exchange.close()
-            end_all(processes)
-            leave_folder(self.folder, is_wreck=self.error is not None)
-            self.broken = True
-        finally:
-            if is_mine:
-                self._exchange.lock.release()
-
-    def stop(self) -> None:
-        """Tell all workers to end, without waiting for that; `close` must follow."""
-        _tell_to_stop(self._processes())
-
-    def _break(self, error: BaseException) -> None:
-        if not self.broken:
-            self.broken, self.error = True, str(error)[:MAX_ERROR_TEXT]
-            self.close()
+        self.workers.close()
 
     def look(self) -> None:
         """Take in what the workers have said, unless another thread is doing so."""
-        try:
-            if not self.broken:
-                self._exchange.look()
-        except WorkerError:
-            pass  # it is told by `error`, and to the next one who needs the group
+        self.workers.look()
+
+    @property
+    def members(self) -> list[Member]:
+        """The workers by rank; none before the start and after the end."""
+        return self.workers.all
+
+    @property
+    def folder(self) -> Path:
+        """Where the workers' logs are."""
+        return self.workers.folder
+
+    @property
+    def broken(self) -> bool:
+        """Whether the workers were ended."""
+        return self.workers.broken
+
+    @property
+    def error(self) -> str | None:
+        """What ended them, if it was no wish."""
+        return self.workers.error
 
     @property
     def is_running(self) -> bool:
@@ -239,7 +130,7 @@ class WorkerGroup(Evaluator):
 
     def is_alive(self) -> bool:
         """Whether the group can be used: not broken, and all processes there."""
-        return not self.broken and all(m.process.is_alive() for m in self.members)
+        return self.workers.are_alive()
 
     # Weights ---------------------------------------------------------------------------------
 
@@ -250,18 +141,16 @@ class WorkerGroup(Evaluator):
         the same workflow gives the same bits again.
         """
         signature = _signature(args, kwargs)
-        if signature == self._signature:
-            return
-        self.unit_costs = self.costs(args, kwargs)
-        cuts = self._cut(self.unit_costs)
-        if cuts != self._cuts:
-            self._load(cuts)
-        self._signature = signature
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages of the first replica, in units, once they are loaded."""
-        return self._cuts[0] if self._cuts else ()
+        # Nobody else may meet trouble, and end the group, meanwhile.
+        with self.workers.exchange.lock:
+            self.workers.require_whole()
+            if signature == self.holdings.signature:
+                return
+            self.unit_costs = self.costs(args, kwargs)
+            workers, skips = self.workers.ready(), self.source.nested_skips
+            cuts = cuts_for(self.plan, workers, self.unit_costs, skips)
+            self.holdings.load(self.plan, cuts)
+            self.holdings.signature = signature
 
     def set_plan(self, plan: ParallelPlan) -> None:
         """Give the workers other places, on the same devices. They load anew where they must.
@@ -272,7 +161,7 @@ class WorkerGroup(Evaluator):
             raise ValueError(f"the group has workers on {self.plan.devices}, not {plan.devices}")
         if plan != self.plan:
             self.plan, self.stride = plan, plan.stride
-            self._signature = None
+            self.holdings.signature = None
             if self._lanes is not None:
                 self.begin_lanes(self._lanes.schedule)
             for member, placement in zip(self.members, plan.placements(), strict=True):
@@ -284,36 +173,16 @@ class WorkerGroup(Evaluator):
         if self.report is not None:
             self.report.schedule = _plain_schedule(schedule)
 
-    def set_patches(self, uuid: str, payload: Callable[[Stage], Any]) -> None:
-        """Have the weight patches `uuid` in force; nothing is done if they are already.
-
-        Args:
-            payload: gives the patches for the units of a stage.
-        """
-        if uuid == self._patches_uuid:
-            return
-        self._patches_uuid = None  # unknown, if what follows is interrupted
-        self._request([messages.Patch(payload(m.stage)) for m in self.members])
-        self._patches_uuid = uuid
-
-    def set_compilation(self, payload: Any) -> None:
-        """Have the units compiled as `payload` says, or not if it is None; see messages.Compile.
-
-        Nothing is done if they are already. It is the next evaluation that takes the time.
-        """
-        if self._compilation == (payload,):
-            return
-        self._compilation = None  # unknown, if what follows is interrupted
-        self._request([messages.Compile(payload)] * len(self.members))
-        self._compilation = (payload,)
-
     def attach(self, key: str, payload: Callable[[Stage], Any]) -> None:
-        """Have every worker keep what the inputs of this run's evaluations refer to as `key`.
+        """Have every worker keep what the inputs of this run's evaluations refer to.
 
         Args:
+            key: under which they do.
             payload: gives it for the units of a stage.
         """
-        self._request([messages.Attach(key, payload(m.stage)) for m in self.members])
+        self.workers.request(
+            [messages.Attach(key, payload(m.stage)) for m in self.members], LOAD_SECONDS
+        )
 
     def unload(self, *, unless_running: bool = False) -> bool:
         """Have all workers give the memory of their weights back; whether they held any.
@@ -321,53 +190,19 @@ class WorkerGroup(Evaluator):
         A sampling run that is going on can go on after `restore`. One that begins while this waits
         has done nothing yet, and loads again.
         """
-        with self._exchange.lock:
-            if not (self._cuts or self._load_going_on) or (unless_running and self.is_running):
-                return False
-            self._given_back = self._cuts
-            self._forget_loaded()
-            ticket = self._post([messages.Unload()] * len(self.members))
-            self._collect(ticket, self.members, LOAD_SECONDS, poll=False)
-            return True
+        with self.workers.exchange.lock:
+            return not (unless_running and self.is_running) and self.holdings.unload()
 
     def restore(self) -> None:
         """Have all workers hold again what they gave back in the middle of a sampling run."""
-        if not self._cuts:
-            self._load(self._given_back)
-
-    def is_loaded(self) -> bool:
-        """Whether the workers hold their stages."""
-        return bool(self._cuts) and not self.broken
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether the workers are loading their stages."""
-        return self._load_going_on is not None
-
-    @property
-    def num_loaded(self) -> int:
-        """How many workers are done with the load that is going on."""
-        return self._exchange.num_answers(self._load_going_on[1]) if self._load_going_on else 0
-
-    def _cut(self, costs: tuple[float, ...]) -> Cuts:
-        """The stages of each replica. A stage is as fast as the slowest worker that has it."""
-        speeds = relative_speeds([p.ready for p in self._processes() if p.ready])
-        cuts = []
-        for replica in range(self.plan.replicas):
-            slowest = [1.0] * self.plan.stages
-            for member, speed in zip(self.members, speeds, strict=True):
-                place = member.placement
-                if place.replica == replica:
-                    slowest[place.stage] = min(slowest[place.stage], speed)
-            cuts.append(cut(costs, slowest, self.source.nested_skips))
-        return tuple(cuts)
+        self.holdings.restore(self.plan)
 
     def costs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
         """What each unit costs for inputs of these shapes, see costs.py."""
         self.wait_until_ready()
         signature = _signature(args, kwargs)
         if signature not in self._costs:
-            (answer,) = self._request([messages.MeasureCosts(args, kwargs)])
+            (answer,) = self.workers.request([messages.MeasureCosts(args, kwargs)], LOAD_SECONDS)
             while len(self._costs) >= MAX_SHAPES:
                 del self._costs[next(iter(self._costs))]
             self._costs[signature] = tuple(answer.costs)
@@ -376,76 +211,9 @@ class WorkerGroup(Evaluator):
     def can_import(self, module: str, root: str, file: str) -> bool:
         """Whether workers can import a module of a node pack, see messages.Import."""
         if module not in self._imports:
-            (answer,) = self._request([messages.Import(module, root, file)])
+            (answer,) = self.workers.request([messages.Import(module, root, file)], LOAD_SECONDS)
             self._imports[module] = answer.is_there
         return self._imports[module]
-
-    def search_path(self) -> tuple[str, ...]:
-        """Where workers look for Python modules; empty before they have come up."""
-        return next((p.ready.search_path for p in self._processes() if p.ready), ())
-
-    def device_memory(self) -> dict[str, int]:
-        """Bytes of memory of each device that has its own."""
-        return {
-            p.device: p.ready.memory_bytes
-            for p in self._processes()
-            if p.ready and p.ready.memory_bytes
-        }
-
-    def _load(self, cuts: Cuts) -> None:
-        started = time.monotonic()
-        going_on, self._load_going_on = self._load_going_on, None
-        if going_on is not None and going_on[0] == cuts:
-            ticket = going_on[1]  # of a prompt that was canceled meanwhile
-        else:
-            self._before_load()
-            self._forget_loaded()
-            ticket = self._post([self._load_request(member, cuts) for member in self.members])
-        self._load_going_on = cuts, ticket
-        answers = self._collect(ticket, self.members, LOAD_SECONDS)
-        self._load_going_on = None
-        for member, answer in zip(self.members, answers, strict=True):
-            place = member.placement
-            member.stage, member.loaded = cuts[place.replica][place.stage], answer
-        self._cuts = cuts
-        log.info(
-            "%s cut into %d stages: %s (%.1f s)",
-            self.source.name,
-            self.plan.stages,
-            ", ".join(
-                f"{m.process.device} {len(list(units_of(m.stage)))} units "
-                f"{m.loaded.weight_bytes / 2**20:.0f} MiB"
-                f" (process: {m.loaded.resident_bytes / 2**20:.0f} MiB resident)"
-                for m in self.members
-            ),
-            time.monotonic() - started,
-        )
-
-    def _load_request(self, member: Member, cuts: Cuts) -> messages.Load:
-        place = member.placement
-        stages = cuts[place.replica]
-        incoming, outgoing = [], []
-        for link in links(stages, self.source.skips):
-            # Copies of a stage get what it gets, and send nothing.
-            if link.target == place.stage and not (link.is_fresh and place.lead):
-                rank = self._ranks(place.replica, link.source)[0]
-                incoming.append((rank, link.units, link.is_fresh))
-            if link.source == place.stage and not place.lead:
-                ranks = self._ranks(place.replica, link.target)
-                outgoing += [(rank, link.units, link.is_fresh) for rank in ranks]
-        return messages.Load(stages[place.stage], tuple(incoming), tuple(outgoing), place.lead)
-
-    def _forget_loaded(self) -> None:
-        self._cuts, self._signature, self._patches_uuid = (), None, None
-        self._compilation = (None,)
-        self._load_going_on = None
-        for member in self.members:
-            member.stage, member.loaded = (), messages.Loaded(0, 0, 0)
-
-    def _ranks(self, replica: int, stage: int) -> list[int]:
-        """The workers that have this stage: one, or for the last one with a stride several."""
-        places = (member.placement for member in self.members)
-        return [p.rank for p in places if (p.replica, p.stage) == (replica, stage)]
 
     # Evaluation ------------------------------------------------------------------------------
 
@@ -467,13 +235,13 @@ class WorkerGroup(Evaluator):
         It follows from the shapes and the devices, not from the memory that is free now, since
         what has no lane of its own gets other bits.
         """
-        has = self.device_memory()
+        has = self.workers.device_memory()
         on_cpu = sum(device not in has for device in self.plan.devices)
         shares = [*has.values(), *([total_bytes() // on_cpu] if on_cpu else [])]
         return max(MIN_LANES, int(LANE_SHARE * min(shares)) // max(1, self._lane_bytes))
 
     def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
-        self._require_whole()
+        self.workers.require_whole()
         start = time.perf_counter()
         encoder = self._encoders.setdefault(round_.lane, InputEncoder())
         inputs = call.args, call.kwargs
@@ -488,11 +256,11 @@ class WorkerGroup(Evaluator):
         )
         members = [m for m in self.members if m.placement.replica == call.replica]
         # The last stage first: its answer is what the sampler waits for.
-        ticket = self._exchange.post(
+        ticket = self.workers.exchange.post(
             (member.process, self._for_stage(everything, member.stage))
             for member in reversed(members)
         )
-        self._run_tickets.add(ticket)
+        self.workers.tickets.add(ticket)
         yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
         yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
         return [
@@ -512,9 +280,9 @@ class WorkerGroup(Evaluator):
         """Wait for the output of the `number`-th evaluation of a round."""
         if number:
             start = time.perf_counter()
-        is_compiled = self._compilation != (None,)
+        is_compiled = self.holdings.may_be_compiled
         patience = max(self._timeout, COMPILE_SECONDS) if is_compiled else self._timeout
-        (result,) = self._collect(ticket, [member], patience)
+        (result,) = self.workers.collect(ticket, [member], patience)
         end = time.perf_counter()
         self.cold = False
         report = self.report
@@ -540,70 +308,22 @@ class WorkerGroup(Evaluator):
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
         if workers_took_part and not wait and not self.broken:
-            self._run_tickets.add(self._post([messages.EndRun()] * len(self.members)))
-        self._exchange.abandon(self._run_tickets)
-        self._run_tickets.clear()
+            self.workers.tickets.add(self.workers.post([messages.EndRun()] * len(self.members)))
+        self.workers.abandon()
         if report is None or self.broken or not wait:
             return None
         report.end = time.perf_counter()
         report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}
         if not workers_took_part:
             return report  # they may not even be up
-        answers = self._request([messages.EndRun()] * len(self.members), poll=False)
+        answers = self.workers.request(
+            [messages.EndRun()] * len(self.members), self._timeout, poll=False
+        )
         report.workers = [
-            self._worker_report(m, a) for m, a in zip(self.members, answers, strict=True)
+            member.report(self.source, answer)
+            for member, answer in zip(self.members, answers, strict=True)
         ]
         return report
-
-    def _worker_report(self, member: Member, answer: messages.RunEnded) -> WorkerReport:
-        return WorkerReport(
-            rank=member.placement.rank,
-            stage=member.placement.stage,
-            replica=member.placement.replica,
-            device=member.process.device,
-            pid=member.process.pid,
-            units=member.stage,
-            unit_names=self.source.names_of(member.stage),
-            num_units=len(self.source.units),
-            weight_bytes=member.loaded.weight_bytes,
-            shared_bytes=member.loaded.shared_bytes,
-            resident_bytes=answer.resident_bytes,
-            activation_bytes=answer.activation_bytes,
-            log_file=str(member.process.log_file),
-            spans=[Span(*span) for span in answer.spans],
-        )
-
-    # Messages --------------------------------------------------------------------------------
-
-    def _request(self, requests: Sequence[Any], *, poll: bool = True) -> list[Any]:
-        """Send a request to each of the first workers, and wait for their answers."""
-        members = self.members[: len(requests)]
-        ticket = self._post(requests)
-        self._run_tickets.add(ticket)
-        patience = self._timeout if isinstance(requests[0], messages.EndRun) else LOAD_SECONDS
-        return self._collect(ticket, members, patience, poll=poll)
-
-    def _post(self, requests: Sequence[Any]) -> int:
-        """Send a request to each of the first workers; the ticket of their answers."""
-        self._require_whole()
-        processes = self._processes()[: len(requests)]
-        return self._exchange.post(zip(processes, requests, strict=True))
-
-    def _collect(
-        self, ticket: int, members: Sequence[Member], patience: float, *, poll: bool = True
-    ) -> list[Any]:
-        processes = [member.process for member in members]
-        return self._exchange.collect(ticket, processes, patience, poll)
-
-    def _require_whole(self) -> None:
-        if self.broken:
-            raise WorkerError(
-                f"The workers of {self.source.name} are gone. Run it again."
-                + (f" They ended with: {self.error}" if self.error else "")
-            )
-
-    def _processes(self) -> list[WorkerProcess]:
-        return [m.process for m in self.members]
 
 
 def _plain_schedule(schedule: AsyncSchedule) -> dict[str, Any]:
@@ -613,29 +333,3 @@ def _plain_schedule(schedule: AsyncSchedule) -> dict[str, Any]:
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     leaves = pytree.tree_leaves((args, kwargs))
     return tuple((x.shape, x.dtype) for x in leaves if isinstance(x, torch.Tensor))
-
-
-def _tell_to_stop(processes: Sequence[WorkerProcess]) -> None:
-    for process in processes:
-        try:
-            process.send(messages.Stop(), 0.1)
-        except WorkerError:
-            pass
-
-
-def cpu_threads_per_worker(devices: Sequence[str]) -> int:
-    """An even share of this process's own threads for every worker."""
-    return max(1, torch.get_num_threads() // len(devices))
-
-
-def relative_speeds(workers: Sequence[messages.Ready]) -> list[float]:
-    """How fast each worker's device is, the fastest being 1.
-
-    Devices of the same name count as equally fast, and others in steps of an eighth, so that the
-    cuts do not change with the noise of a measurement.
-    """
-    by_name: dict[str, float] = {}
-    for worker in workers:
-        by_name[worker.device_name] = max(worker.speed, by_name.get(worker.device_name, 0.0))
-    fastest = max(by_name.values())
-    return [max(1, round(8 * by_name[w.device_name] / fastest)) / 8 for w in workers]

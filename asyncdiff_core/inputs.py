@@ -108,6 +108,7 @@ class InputDecoder:
         Every tensor is a fresh copy: some models write into their inputs.
 
         Args:
+            tree: what the encoder gave.
             replaced: leaves that this worker is to take in place of the encoded ones, by position.
         """
         leaves, spec = pytree.tree_flatten(tree)

@@ -10,18 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import ChannelDataError
-from .partition import Stage
+from .schedule import Mode
+from .settings import Backend
 
 # Waiting is for a message of another worker.
 Activity = Literal["computing", "waiting", "nothing"]
 # Out of memory as ComfyUI defines it; the link to another worker broke; it cannot be spread.
 Failure = Literal["error", "memory", "link", "refused"]
 
+_MAX_INT = 2**63
+_MAX_TEXT = 2**20  # characters of a text: a traceback with its causes
+
+Number = Annotated[int, lambda value: value >= 0]
+Seconds = float
+# Ranges of units, in order.
+Units = Annotated[
+    tuple[tuple[Number, Number], ...],
+    lambda stage: all(start < stop for start, stop in stage),
+]
+# Of another worker its rank, the units that cross, and whether the link is fresh.
+LinkFields = tuple[Number, tuple[Number, ...], bool]
 # The fields of a report.Span.
-SpanFields = tuple[int, int, Literal["sync", "async"], float, float, float, float]
+SpanFields = tuple[Number, Number, Mode, Seconds, Seconds, Seconds, Seconds]
 
 # To a worker -----------------------------------------------------------------------------------
 
@@ -34,13 +47,13 @@ class Configure:
     StageModel (see worker.py).
     """
 
-    rank: int
+    rank: Number
     name: str
     device: str
-    num_threads: int
+    num_threads: Annotated[int, lambda value: value >= 1]
     builder: str
     spec: dict[str, Any]
-    backend: str
+    backend: Backend
     rendezvous: str
 
 
@@ -70,10 +83,10 @@ class Load:
     the output is that it yields.
     """
 
-    stage: Stage
-    incoming: tuple[tuple[int, tuple[int, ...], bool], ...] = ()
-    outgoing: tuple[tuple[int, tuple[int, ...], bool], ...] = ()
-    lead: int = 0
+    stage: Units
+    incoming: tuple[LinkFields, ...] = ()
+    outgoing: tuple[LinkFields, ...] = ()
+    lead: Number = 0
 
 
 @dataclass(frozen=True)
@@ -114,12 +127,12 @@ class Evaluate:
     each evaluation that the round yields, the leaves of these inputs that its timestep replaces.
     """
 
-    lane: int
-    index: int
-    evaluation: int
-    mode: str
-    inputs: Any
-    variants: list[dict[int, Any]]
+    lane: Number
+    index: Number
+    evaluation: Number
+    mode: Mode
+    inputs: Annotated[tuple[Any, Any], lambda pair: isinstance(pair[1], dict)]
+    variants: list[dict[Number, Any]]
 
 
 @dataclass(frozen=True)
@@ -143,10 +156,10 @@ class Ready:
     or 0 where the device shares the host's; `search_path` is where it looks for Python modules.
     """
 
-    pid: int
+    pid: Number
     device_name: str
-    speed: float
-    memory_bytes: int
+    speed: Annotated[float, lambda value: value >= 0]
+    memory_bytes: Number
     search_path: tuple[str, ...] = ()
 
 
@@ -161,9 +174,9 @@ class Costs:
 class Loaded:
     """Answer to Load: bytes of its units, of the parts outside the trunk, and of the process."""
 
-    weight_bytes: int
-    shared_bytes: int
-    resident_bytes: int
+    weight_bytes: Number
+    shared_bytes: Number
+    resident_bytes: Number
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ class Result:
     """
 
     output: Any
-    lane_bytes: int = 0
+    lane_bytes: Number = 0
 
 
 @dataclass(frozen=True)
@@ -197,8 +210,8 @@ class RunEnded:
     """
 
     spans: list[SpanFields]
-    resident_bytes: int
-    activation_bytes: int
+    resident_bytes: Number
+    activation_bytes: Number
 
 
 @dataclass(frozen=True)
@@ -209,9 +222,9 @@ class Beat:
     RunEnded, of the run so far.
     """
 
-    units: int
+    units: Number
     doing: Activity
-    activation_bytes: int = 0
+    activation_bytes: Number = 0
 
 
 @dataclass(frozen=True)
@@ -233,53 +246,39 @@ _TYPES = {
 }
 
 
-_MAX_INT = 2**63
-_MAX_TEXT = 2**20  # characters of a text: a traceback with its causes
+_HINTS = {name: get_type_hints(cls, include_extras=True) for name, cls in _TYPES.items()}
 
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int and -_MAX_INT <= value < _MAX_INT
-
-
-def _is_float(value: Any) -> bool:
-    return _is_int(value) or type(value) is float and math.isfinite(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _MAX_TEXT
-
-
-def _is_span(value: Any) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 7
-        and all(map(_is_int, value[:2]))
-        and value[2] in ("sync", "async")
-        and all(map(_is_float, value[3:]))
-    )
-
-
-def _all(is_good: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple | list) and all(map(is_good, value))
-
-
-# What fields of these types may be. Nothing is said of the value itself, which may be anything.
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "int": _is_int,
-    "float": _is_float,
-    "str": _is_text,
-    "bool": lambda value: isinstance(value, bool),
-    "Activity": lambda value: isinstance(value, str) and value in get_args(Activity),
-    "Failure": lambda value: isinstance(value, str) and value in get_args(Failure),
-    "tuple[float, ...]": _all(_is_float),
-    "tuple[str, ...]": _all(_is_text),
-    "list[SpanFields]": _all(_is_span),
+_SIMPLE: dict[Any, Callable[[Any], bool]] = {
+    int: lambda value: type(value) is int and -_MAX_INT <= value < _MAX_INT,
+    float: lambda value: type(value) is float and math.isfinite(value),
+    str: lambda value: isinstance(value, str) and len(value) <= _MAX_TEXT,
+    bool: lambda value: isinstance(value, bool),
+    Any: lambda value: True,
 }
 
 
-def _check(name: str, value: Any, kind: str) -> None:
-    if not _CHECKS.get(kind, lambda value: True)(value):
-        raise TypeError(f"{name} is no {kind}")
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is what `hint` says, and where that is Annotated, meets its condition."""
+    if hint is float and type(value) is int:
+        hint = int  # a float may be a whole number
+    if hint in _SIMPLE:
+        return _SIMPLE[hint](value)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kind, condition = arguments
+        return _fits(value, kind) and bool(condition(value))
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(k, arguments[0]) and _fits(v, arguments[1]) for k, v in value.items()
+        )
+    # Lists and tuples are not told apart.
+    if not isinstance(value, tuple | list):
+        return False
+    if origin is list or arguments[1:] == (...,):
+        return all(_fits(each, arguments[0]) for each in value)
+    return len(value) == len(arguments) and all(map(_fits, value, arguments))
 
 
 def to_wire(message: Any, ticket: int = 0) -> tuple[str, int, tuple[Any, ...]]:
@@ -299,9 +298,12 @@ def from_wire(wire: tuple[str, int, tuple[Any, ...]]) -> tuple[Any, int]:
         if not isinstance(name, str) or name not in _TYPES:
             raise TypeError("there is no message of this kind")
         message = _TYPES[name](*values)
-        for field_ in fields(message):
-            _check(field_.name, getattr(message, field_.name), str(field_.type))
-        _check("ticket", ticket, "int")
+        for field_name, hint in _HINTS[name].items():
+            # Nothing is said of the value itself, which may be anything.
+            if not _fits(getattr(message, field_name), hint):
+                raise TypeError(f"{name}.{field_name} is none that there can be")
+        if not _fits(ticket, Number):
+            raise TypeError("the ticket is none that there can be")
     except (TypeError, ValueError) as error:
         raise ChannelDataError(
             f"the other end sent something that is no message ({type(error).__name__}: {error})"

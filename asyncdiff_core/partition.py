@@ -124,7 +124,8 @@ def fold(
     outermost ones are taken.
 
     Args:
-        costs, speeds: as for `partition`.
+        costs: of each unit, as for `partition`.
+        speeds: of each stage's device, as for `partition`.
         skips: (source, consumer) units.
 
     Returns:

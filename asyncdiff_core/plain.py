@@ -151,6 +151,7 @@ def register(kind: type, tag: bytes, write: Write, read: Read, *, is_open: bool 
     """Have values of a further type cross.
 
     Args:
+        kind: the type.
         tag: one byte that no other type has.
         write: adds tag and content.
         read: makes the value, after the tag.

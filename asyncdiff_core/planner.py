@@ -82,6 +82,7 @@ def predicted_speedup(
     """How much faster than one device `plan` is, with these unit costs and no other cost.
 
     Args:
+        plan: how the model is spread.
         num_conds: conds that each step evaluates: two with classifier-free guidance, else one.
         steps: evaluations per cond.
         warm_up: of these, the synchronous ones.
@@ -112,6 +113,12 @@ def choose(
     the most stages, which needs the least memory per device.
 
     Args:
+        request: what was asked for.
+        num_conds: conds that each step evaluates.
+        steps: evaluations per cond.
+        warm_up: of these, the synchronous ones.
+        costs: what each unit costs.
+        skips: as for `partition.cut`.
         fits: whether the weights of a plan fit the memory of its devices. If none does, the one
             with the most stages is taken, which needs the least.
 

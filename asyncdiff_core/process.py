@@ -148,7 +148,7 @@ class WorkerProcess:
         control += ["--host", str(os.getpid()), "--folder", str(log_file.parent)]
         try:
             with open(log_file, "ab") as log, theirs:
-                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._process = subprocess.Popen(  # our own interpreter and module
                     [*command, *control, *arguments],
                     cwd=launch.cwd,
                     env=env,
@@ -293,19 +293,14 @@ def end_all(processes: Iterable[WorkerProcess], timeout: float = STOP_SECONDS) -
         log.warning("process %d (%s) cannot be ended", process.pid, process)
 
 
-class _named:  # noqa: N801 - reads as a statement
+@contextlib.contextmanager
+def _named(worker: WorkerProcess) -> Iterator[None]:
     """Turn the errors of a channel into errors that name its worker."""
-
-    def __init__(self, worker: WorkerProcess) -> None:
-        self._worker = worker
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, ChannelClosedError):
-            raise self._worker.died() from None
-        if isinstance(error, ChannelDataError):
-            raise self._worker.failed(f"{error}.", WorkerFailedError) from error
-        if isinstance(error, ChannelTimeoutError):
-            raise self._worker.hangs(time.monotonic() - self._worker.last_sign) from None
+    try:
+        yield
+    except ChannelClosedError:
+        raise worker.died() from None
+    except ChannelDataError as error:
+        raise worker.failed(f"{error}.", WorkerFailedError) from error
+    except ChannelTimeoutError:
+        raise worker.hangs(time.monotonic() - worker.last_sign) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Literal
 
 from .errors import SettingError
 
@@ -27,6 +28,14 @@ def max_groups() -> int:
     if value != int(value):
         raise SettingError(f"ASYNCDIFF_MAX_GROUPS is {value}; set it to a whole number.")
     return int(value)
+
+
+Backend = Literal["socket", "nccl"]
+
+
+def backend() -> str:
+    """ASYNCDIFF_BACKEND: what connects workers, see transport.choose_backend."""
+    return os.environ.get("ASYNCDIFF_BACKEND", "auto")
 
 
 def folds() -> bool:

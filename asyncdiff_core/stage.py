@@ -174,7 +174,8 @@ class StagedModel:
 
         Args:
             stage: the units.
-            args, kwargs: the inputs of the whole model, fresh ones of this evaluation.
+            args: the inputs of the whole model by position, fresh ones of this evaluation.
+            kwargs: those by name.
             neighbours: where activations come from and go to.
             is_checked: see that units and model give numbers.
 
@@ -218,6 +219,7 @@ class StagedModel:
         """Within this context a unit gives `output` in place of what it would compute.
 
         Args:
+            output: what it gives.
             counts: such a call is the call of that unit that is due in this forward, so a unit of
                 another stage gives what that has sent all the same. Otherwise it changes nothing.
         """

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from .group import Member, WorkerGroup
+from .group import WorkerGroup
+from .members import Member
 from .memory import resident_bytes
 from .progress import num_steps_done
 
@@ -37,11 +38,11 @@ def group_state(group: WorkerGroup) -> GroupState:
         return "broken"
     if any(member.process.ready is None for member in list(group.members)):
         return "starting"
-    if group.is_loading:
+    if group.holdings.are_loading:
         return "loading"
     if group.is_running:
         return "sampling"
-    return "idle" if group.is_loaded() else "parked"
+    return "idle" if group.holdings.are_loaded else "parked"
 
 
 def _run(group: WorkerGroup) -> dict[str, Any] | None:

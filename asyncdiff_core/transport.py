@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,7 @@ import torch.distributed as dist
 from .channel import raw_bytes
 from .errors import LinkError, PlanError
 from .peers import Peer
-
-Backend = Literal["socket", "nccl"]
+from .settings import Backend
 
 # A worker that hangs is found by the host, which sees progress; this only bounds a lost host.
 LINK_TIMEOUT = timedelta(hours=2)

@@ -43,7 +43,6 @@ from .messages import from_wire, to_wire
 from .partition import Stage
 from .peers import Peer
 from .report import Span
-from .schedule import Mode
 from .stage import StagedModel
 from .transport import Transport
 
@@ -152,7 +151,7 @@ class Worker:
             config = self._config
             self._transport = Transport(
                 *(config.rank, self._peers, self._device),
-                backend=config.backend,  # type: ignore[arg-type]
+                backend=config.backend,
                 rendezvous=Path(config.rendezvous),
             )
         with self._activations.except_for():
@@ -197,7 +196,7 @@ class Worker:
         if not is_needed:
             links.pass_over(message.index)
             return  # a copy of the last stage that this round has no use for
-        mode: Mode = "sync" if message.mode == "sync" else "async"
+        mode = message.mode
         waited = self.waiting.seconds
         links.begin(message.index, mode)
         if self._is_new:

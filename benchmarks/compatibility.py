@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files
             write_models(server.models)
             write_files(server.models)
             for feature in (one for one in FEATURES if not only or one.name in only):
-                result = attempt(feature.name, lambda f=feature: outcome(server, f))
+                result = attempt(feature.name, partial(outcome, server, feature))
                 rows.append((feature.name, feature.kind, result))
             wanted = wanted_files(only, FORMATS)
             families = write(server, wanted, wanted) if wanted or not only else {}
@@ -114,14 +115,15 @@ def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files
                 came = files[family["label"]] = dict.fromkeys(FORMATS, UNTRIED)
                 for kind in family["formats"]:
                     if kind not in PACKED.get(name, ()):
-                        case = (name, family, kind)
-                        came[kind] = attempt(f"{name}, {kind}", lambda c=case: compared(*c))
+                        came[kind] = attempt(
+                            f"{name}, {kind}", partial(compared, name, family, kind)
+                        )
                     server.post("/asyncdiff/release", {})
             for way in (one for one in WAYS if not only or one.name in only):
                 results = [
                     attempt(
                         f"{way.name} {PLACES[place]}",
-                        lambda w=way, p=place: outcome_of_way(server, w, p),
+                        partial(outcome_of_way, server, way, place),
                     )
                     for place in range(len(PLACES))
                 ]
@@ -153,7 +155,7 @@ def architecture_rows(
         return [
             result == "exact"
             for name, kind, result in features
-            if (kind in kinds or label == ANIMATED and "AnimateDiff" in name)
+            if (kind in kinds or (label == ANIMATED and "AnimateDiff" in name))
             and about in name
             and result != "refused"
         ]

@@ -75,7 +75,8 @@ class Comparison:
             operations=comfy.ops.disable_weight_init,
             dtype=torch.float32,
         )
-        kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm)
+        kinds: tuple[Any, ...] = (torch.nn.Linear, torch.nn.Conv2d)
+        kinds += (torch.nn.GroupNorm, torch.nn.LayerNorm)
         for module in self.model.modules():
             for kind in kinds:
                 if isinstance(module, kind):
@@ -133,7 +134,9 @@ class Comparison:
         for number, warm_up in SETTINGS:
             speeds = [1.0] * number
             contiguous = tuple((units,) for units in partition(costs, speeds))
-            for name, stages in ("fold", fold(costs, speeds, trunk.skips)), ("chain", contiguous):
+            folded = fold(costs, speeds, trunk.skips)
+            assert folded is not None
+            for name, stages in ("fold", folded), ("chain", contiguous):
                 oracle = Oracle(staged, stages)
                 oracle.begin_run(AsyncSchedule(warm_up))
                 latents, shown = self._sample(

@@ -17,6 +17,7 @@ import time
 import types
 import uuid
 from pathlib import Path
+from typing import Any
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,7 +52,7 @@ def main() -> None:
 
     model = FreeModel()
     config = types.SimpleNamespace(unet_config={}, manual_cast_dtype=None)
-    base_model = torch.nn.Module()
+    base_model: Any = torch.nn.Module()
     base_model.diffusion_model, base_model.model_config = model, config
     base_model.model_sampling = types.SimpleNamespace(timestep=lambda sigma: sigma)
     plan = PlanRequest(("cpu",) * options.workers)

@@ -113,6 +113,7 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
         print("| N, S, R | seconds | speed-up | predicted | slowest stage alone | step / slowest |")
         print("|---|---|---|---|---|---|")
         for name, model in subjects[1:]:
+            assert name is not None
             plan = model.remote.request.candidates()[0]
             group = POOL.peek(model.remote.key)
             assert group is not None
@@ -122,6 +123,7 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
             report = reports[name]
             step = step_seconds_after_warm_up(report)
             stage = slowest_stage_busy_seconds(report)
+            assert step is not None and stage is not None
             rounds = warm_up * plan.stages + -(-(steps - warm_up) // plan.stride)
             print(
                 f"| {', '.join(map(str, name))} | {best[name]:.2f} | "

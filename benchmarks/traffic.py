@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Subject:
     config: dict[str, Any]
     x: tuple[int, ...]  # without the batch
     context: tuple[int, int]
-    inputs: dict[str, tuple[int, ...]]  # others, without the batch
+    inputs: Mapping[str, tuple[int, ...]]  # others, without the batch
 
 
 SDXL = {
@@ -113,7 +114,7 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
     from asyncdiff_core.trunk import Trunk
 
     module, _, name = subject.path.partition(":")
-    half = {"dtype": torch.float16, "device": torch.device("meta")}
+    half: dict[str, Any] = {"dtype": torch.float16, "device": torch.device("meta")}
     with torch.inference_mode():
         cls = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
         how = {**half, "operations": comfy.ops.disable_weight_init}

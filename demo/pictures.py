@@ -36,9 +36,13 @@ def load(paths: Sequence[Path]) -> list[Image.Image]:
 
 def psnr(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> float:
     """Peak signal-to-noise ratio in dB over all pictures; infinite if they are equal."""
-    difference = np.stack(one).astype(float) - np.stack(other).astype(float)
+    difference = _values(one) - _values(other)
     error = np.mean(difference**2)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def _values(images: Sequence[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(float)
 
 
 def grid(images: Sequence[Image.Image], columns: int, marked: Sequence[bool]) -> Image.Image:

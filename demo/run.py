@@ -193,7 +193,7 @@ def figures(
     difference = (run.exact.latent - stock.last.latent).abs().max().item()
     workers = report["workers"]
     # Two conds, cond and uncond; units of equal cost, as a transformer's blocks are.
-    workload = {"num_conds": 2, "steps": STEPS, "warm_up": DEFAULT_WARM_UP}
+    workload: dict[str, Any] = {"num_conds": 2, "steps": STEPS, "warm_up": DEFAULT_WARM_UP}
     costs = [1.0] * workers[0]["num_units"]
     return {
         "setting": run.setting.title,
@@ -298,6 +298,7 @@ def write(
         COLUMNS,
     ).save(out / "comparison.png")
     for run in runs:
+        assert run.sampled.fastest.report is not None
         draw_timeline(run.sampled.fastest.report).save(out / f"{run.setting.name}-timeline.png")
 
 

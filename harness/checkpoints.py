@@ -42,9 +42,10 @@ HEAD_GAIN = 0.5
 
 # The layers that a LoRA here changes, by the end of their names.
 LORA_LAYERS = (
-    ("in_layers.2", "out_layers.3", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")  # UNet
-    + ("_attn.q", "_attn.v", "_attn.o", "ffn.0", "ffn.2")  # Wan
-    + ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")  # SD3
+    # UNet
+    *("in_layers.2", "out_layers.3", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    *("_attn.q", "_attn.v", "_attn.o", "ffn.0", "ffn.2"),  # Wan
+    *("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),  # SD3
 )
 
 

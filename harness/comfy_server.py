@@ -323,7 +323,7 @@ def link_pack(pack: Path, link: Path) -> None:
     try:
         link.symlink_to(pack, target_is_directory=True)
     except OSError:
-        if os.name != "nt":
+        if sys.platform != "win32":
             raise
         import _winapi  # symbolic links want a privilege on Windows, junctions do not
 

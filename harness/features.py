@@ -40,8 +40,8 @@ class Feature:
     change: Change
     refusal: str | None = None
     steps: int = STEPS
-    base: Change = staticmethod(lambda flow: flow)
-    spread: Change = staticmethod(lambda flow: asyncdiff(flow, warm_up=100))
+    base: Change = staticmethod(lambda flow: flow)  # noqa: RUF009 - nothing that could change
+    spread: Change = staticmethod(lambda flow: asyncdiff(flow, warm_up=100))  # noqa: RUF009
 
 
 def write_files(models: Path) -> None:
@@ -81,7 +81,8 @@ def outcome(lab: ComfyServer, feature: Feature) -> str:
     try:
         latent(lab, feature.spread(flow))
     except PromptFailed as error:
-        assert feature.refusal in error.exception_message, error.exception_message
+        text = error.exception_message
+        assert feature.refusal in text, text
         return "refused"
     raise AssertionError(f"{feature.name} is not refused")
 

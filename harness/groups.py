@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from asyncdiff_core.evaluator import Evaluator, Forecast
-from asyncdiff_core.group import ModelSource, WorkerGroup
+from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.partition import Stage
 from asyncdiff_core.plan import make_plan
@@ -16,6 +16,7 @@ from asyncdiff_core.process import Launch
 from asyncdiff_core.report import RunReport
 from asyncdiff_core.residuals import Residuals
 from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.source import ModelSource
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
 

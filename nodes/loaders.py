@@ -32,6 +32,7 @@ def plan_inputs() -> list[io.Input]:
             min=0,
             max=64,
             advanced=True,
+            optional=True,
             tooltip="Into how many stages the model is cut. 0: with 'auto' chosen in every run, "
             "with a list as many as the devices allow.",
         ),
@@ -41,6 +42,7 @@ def plan_inputs() -> list[io.Input]:
             min=0,
             max=64,
             advanced=True,
+            optional=True,
             tooltip="How many copies of the pipeline share cond and uncond. 0: with 'auto' chosen "
             "in every run, with a list one.",
         ),
@@ -50,6 +52,7 @@ def plan_inputs() -> list[io.Input]:
             min=1,
             max=16,
             advanced=True,
+            optional=True,
             tooltip="How many steps share one pass through the model. Each one above 1 takes one "
             "more device per replica. Samplers with several evaluations per step run with 1.",
         ),
@@ -95,7 +98,7 @@ class AsyncDiffCheckpointLoader(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, ckpt_name: str, devices: str, stages: int, replicas: int, stride: int
+        cls, ckpt_name: str, devices: str, stages: int = 0, replicas: int = 0, stride: int = 1
     ) -> io.NodeOutput:
         plan = plan_for(devices, stages, replicas, stride)
         path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
@@ -149,9 +152,9 @@ class AsyncDiffDiffusionModelLoader(io.ComfyNode):
         unet_name: str,
         weight_dtype: str,
         devices: str,
-        stages: int,
-        replicas: int,
-        stride: int,
+        stages: int = 0,
+        replicas: int = 0,
+        stride: int = 1,
     ) -> io.NodeOutput:
         plan = plan_for(devices, stages, replicas, stride)
         path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
@@ -184,6 +187,6 @@ class AsyncDiffParallelize(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, devices: str, stages: int, replicas: int, stride: int
+        cls, model: io.Model.Type, devices: str, stages: int = 0, replicas: int = 0, stride: int = 1
     ) -> io.NodeOutput:
         return io.NodeOutput(parallelize(model, plan_for(devices, stages, replicas, stride)))

@@ -34,6 +34,7 @@ def schedule_inputs() -> list[io.Input]:
             "time_shift",
             default=False,
             advanced=True,
+            optional=True,
             tooltip="Give every evaluation after the warm-up the timestep of the one before. Can "
             "help against residual noise with many stages and a stride.",
         ),
@@ -95,7 +96,7 @@ class AsyncDiffSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: io.Model.Type, warm_up: int, time_shift: bool) -> io.NodeOutput:
+    def execute(cls, model: io.Model.Type, warm_up: int, time_shift: bool = False) -> io.NodeOutput:
         return io.NodeOutput(with_schedule(ensure_distributed(model), warm_up, time_shift))
 
 
@@ -137,7 +138,7 @@ class AsyncDiffKSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, warm_up: int, time_shift: bool, **sampling: Any
+        cls, model: io.Model.Type, warm_up: int, time_shift: bool = False, **sampling: Any
     ) -> io.NodeOutput:
         require_finite(cfg=sampling["cfg"], denoise=sampling["denoise"])
         model = with_schedule(ensure_distributed(model), warm_up, time_shift)
@@ -194,7 +195,7 @@ class AsyncDiffKSamplerAdvanced(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: io.Model.Type, warm_up: int, time_shift: bool, **sampling: Any
+        cls, model: io.Model.Type, warm_up: int, time_shift: bool = False, **sampling: Any
     ) -> io.NodeOutput:
         require_finite(cfg=sampling["cfg"])
         model = with_schedule(ensure_distributed(model), warm_up, time_shift)

@@ -1,3 +1,4 @@
+// @ts-check
 /** AsyncDiff in the browser: the panel in the sidebar, and the choice of devices on the nodes. */
 
 import { app } from "../../scripts/app.js";
@@ -15,8 +16,10 @@ style.href = new URL("./panel/panel.css", import.meta.url).href;
 document.head.append(style);
 
 const client = new StatusClient(api);
+/** @type {Panel | null} */
 let panel = null;
 
+/** @param {string} detail */
 function warn(detail) {
   app.extensionManager.toast.add({ severity: "warn", summary: "AsyncDiff", detail, life: 8000 });
 }

@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * The choice of devices on a node: a button that offers what this machine has.
  *
@@ -9,18 +10,26 @@
 
 import { bytes } from "./panel/words.js";
 
+/** @import { Machine } from "./types/server.js" */
+
 const CHOOSE = "Choose devices";
 const LINKED = "Devices come from a link";
 
 // The placement of a node whose devices are those of another machine.
 const ELSEWHERE = { devices: "auto", stages: 0, replicas: 0, stride: 1 };
 
+/** @type {Promise<Machine | null> | null} */
 let machine = null; // a promise of what the server has; null if it is not known
+/** @type {PointerEvent | null} */
 let lastPointer = null; // Vue nodes do not tell their buttons where they were clicked
 
 document.addEventListener("pointerdown", (event) => (lastPointer = event), true);
 
-/** Add the button to a node that has a widget `devices` of this pack. */
+/**
+ * Add the button to a node that has a widget `devices` of this pack.
+ * @param {ComfyNode} node
+ * @param {ComfyApi} api
+ */
 export function addDeviceChoice(node, api) {
   const devices = node.widgets?.find((widget) => widget.name === "devices");
   if (!devices || !node.comfyClass?.startsWith("AsyncDiff")) return;
@@ -34,14 +43,14 @@ export function addDeviceChoice(node, api) {
   button.options.serialize = false;
   button.label = CHOOSE;
 
-  async function update() {
+  const update = async () => {
     const known = await askMachine(api);
     // What a link gives is not known before the graph is queued. Links may have come meanwhile.
     const label = isLinked() ? LINKED : (warning(devices.value, known) ?? CHOOSE);
     if (button.label === label) return;
     button.label = label;
     node.setDirtyCanvas?.(true, true);
-  }
+  };
   const { callback } = devices;
   devices.callback = function (...args) {
     update();
@@ -62,6 +71,7 @@ export function addDeviceChoice(node, api) {
 /**
  * Have the browser queue `auto` in the place of devices that this machine does not have, wherever they come
  * from: a widget, a node linked to it, or a subgraph around it. What is saved or exported stays as it is.
+ * @param {ComfyApi} api
  * @param {(text: string) => void} tell shows a warning, once per node and devices, since the node may be
  *     out of sight
  */
@@ -89,7 +99,11 @@ export function forgetMachine() {
   machine = null;
 }
 
-/** What to say about `text`, or null if `known`, the machine, has all devices that it names. */
+/**
+ * What to say about `text`, or null if `known`, the machine, has all devices that it names.
+ * @param {unknown} text
+ * @param {Machine | null} known
+ */
 export function warning(text, known) {
   if (!known) return null;
   const names = new Set(known.devices.map((device) => device.name));
@@ -97,13 +111,19 @@ export function warning(text, known) {
   return missing.length ? `⚠ no ${[...new Set(missing)].join(", ")} here: auto` : null;
 }
 
-/** The devices that a text names, as PyTorch calls them. */
+/**
+ * The devices that a text names, as PyTorch calls them.
+ * @param {unknown} text
+ */
 function listed(text) {
   const names = String(text).split(",").map((name) => name.trim().toLowerCase());
   return names.map((name) => (/^[a-z]+$/.test(name) && name !== "cpu" && name !== "auto" ? `${name}:0` : name));
 }
 
-/** What the server has; null if it does not say, and then it is asked again next time. */
+/**
+ * What the server has; null if it does not say, and then it is asked again next time.
+ * @param {ComfyApi} api
+ */
 function askMachine(api) {
   machine ??= api
     .fetchApi("/asyncdiff/devices")
@@ -119,7 +139,13 @@ function askMachine(api) {
   return machine;
 }
 
+/**
+ * @param {Machine} machine
+ * @param {ComfyWidget} widget
+ * @param {() => void} update
+ */
 function openMenu({ devices, auto }, widget, update) {
+  /** @param {string} value */
   const set = (value) => {
     widget.value = value;
     widget.callback?.(value);

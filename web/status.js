@@ -1,9 +1,12 @@
+// @ts-check
 /**
  * What the workers are doing, as the server tells it.
  *
  * Asks only while somebody listens and the page is visible: often while something goes on, seldom
  * otherwise, and at once when ComfyUI says that a prompt has come further.
  */
+
+/** @import { Released, Report, Status } from "./types/server.js" */
 
 const BUSY_MILLISECONDS = 300;
 const IDLE_MILLISECONDS = 3000;
@@ -20,25 +23,40 @@ const PROMPT_EVENTS = [
 
 export class StatusClient {
   #api;
+  /** @type {Set<() => void>} */
   #listeners = new Set();
-  #timer = null;
+  /** @type {number | undefined} */
+  #timer;
   #asking = false;
   #askAgain = false;
 
-  /** The last answer of `GET /asyncdiff/status`; null before the first. */
+  /**
+   * The last answer of `GET /asyncdiff/status`; null before the first.
+   * @type {Status | null}
+   */
   status = null;
-  /** The report of the last run that has ended well; null if there is none. */
+  /**
+   * The report of the last run that has ended well; null if there is none.
+   * @type {Report | null}
+   */
   report = null;
-  /** What stands in the way of asking, in words; null if nothing. */
+  /**
+   * What stands in the way of asking, in words; null if nothing.
+   * @type {string | null}
+   */
   problem = null;
 
+  /** @param {ComfyApi} api */
   constructor(api) {
     this.#api = api;
     for (const event of PROMPT_EVENTS) api.addEventListener(event, () => this.refresh());
     document.addEventListener("visibilitychange", () => this.refresh());
   }
 
-  /** Call `listener` after every answer until the function that this returns is called. */
+  /**
+   * Call `listener` after every answer until the function that this returns is called.
+   * @param {() => void} listener
+   */
   listen(listener) {
     this.#listeners.add(listener);
     this.refresh();
@@ -55,15 +73,17 @@ export class StatusClient {
     this.#asking = true;
     clearTimeout(this.#timer);
     try {
-      this.status = await this.#get("/asyncdiff/status");
-      await this.#updateReport();
+      /** @type {Status} */
+      const status = await this.#get("/asyncdiff/status");
+      this.status = status;
+      await this.#updateReport(status);
       this.problem = null;
     } catch (error) {
       this.problem = complaint(error);
     }
     this.#asking = false;
     for (const listener of this.#listeners) listener();
-    const busy = !this.problem && this.status.groups.some((group) => BUSY_STATES.has(group.state));
+    const busy = !this.problem && this.status?.groups.some((group) => BUSY_STATES.has(group.state));
     const pause = this.#askAgain ? 0 : busy ? BUSY_MILLISECONDS : IDLE_MILLISECONDS;
     this.#askAgain = false;
     if (this.#listeners.size) this.#timer = setTimeout(() => this.refresh(), pause);
@@ -71,7 +91,8 @@ export class StatusClient {
 
   /**
    * Have the workers of a group end, or of all groups.
-   * @returns {Promise<{released: string[], busy: string[]}>}
+   * @param {string} [group]
+   * @returns {Promise<Released>}
    */
   async release(group) {
     const answer = await this.#api.fetchApi("/asyncdiff/release", {
@@ -85,18 +106,24 @@ export class StatusClient {
     return body;
   }
 
-  /** Where the server has the log of a worker. */
+  /**
+   * Where the server has the log of a worker.
+   * @param {string} group
+   * @param {number | string} rank
+   */
   static logPath(group, rank) {
     return `/asyncdiff/log/${encodeURIComponent(group)}/${rank}`;
   }
 
-  async #updateReport() {
+  /** @param {Status} status */
+  async #updateReport(status) {
     // It may be large, so it is asked for once.
-    if (this.status.last_run?.ended === this.report?.ended) return;
+    if (status.last_run?.ended === this.report?.ended) return;
     const { runs } = await this.#get("/asyncdiff/report?last=1");
     this.report = runs.at(-1) ?? null;
   }
 
+  /** @param {string} path */
   async #get(path) {
     const answer = await this.#api.fetchApi(path, { signal: AbortSignal.timeout(PATIENCE_MILLISECONDS) });
     if (!answer.ok) throw new Error(`it answers ${answer.status} ${answer.statusText}`);
@@ -104,7 +131,10 @@ export class StatusClient {
   }
 }
 
-/** In words, why there was no answer. */
+/**
+ * In words, why there was no answer.
+ * @param {Error} error
+ */
 function complaint(error) {
   // What `fetch` says where nobody listens differs between browsers, and helps nobody.
   const isUnreachable = error instanceof TypeError || error.name === "TimeoutError";

@@ -70,9 +70,8 @@ class AbsentWeight(torch.nn.Parameter):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         first = args[0] if args else None
-        if isinstance(first, AbsentWeight):
-            if func in _ANSWERS:
-                return _ANSWERS[func](first)
+        if isinstance(first, AbsentWeight) and func in _ANSWERS:
+            return _ANSWERS[func](first)
         if func in _LOOKS:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))

@@ -127,6 +127,7 @@ def patches_of(tree: Any, contents: Mapping[str, bytes]) -> Hashable:
     """What of the patches in the arguments `tree` may be baked into what is compiled, or None.
 
     Args:
+        tree: the positional ones, and those by name.
         contents: each set of patches by its key, as bytes.
     """
     marked = _marked(tree)

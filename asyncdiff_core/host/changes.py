@@ -127,6 +127,8 @@ def differences(
     """Names of what is not in `model` as in `skeleton`, which the same loader has made.
 
     Args:
+        model: the one that may have been changed.
+        skeleton: one that nobody has changed.
         entry: the method that is another one in the skeleton.
         patched: names that object patches have replaced in `model`.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..evaluator import Forecast, Inputs
-from .dealing import WithOptions
+from .calls import ModelCall
 
 AUDIO = "a_timestep"  # LTX-2 gets a second timestep, which differs where only one part is masked
 
@@ -24,18 +24,17 @@ class Forecaster:
         # sigma -> the timestep that was evaluated with it, and the audio's, by the batch's shape
         self._seen: dict[tuple[float, torch.Size], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
-    def forecast(self, options: dict[str, Any], with_options: WithOptions) -> Forecast | None:
-        """The forecast for the evaluation with these options, or None if they tell no sigma.
+    def forecast(self, call: ModelCall) -> Forecast | None:
+        """The forecast for the evaluation of `call`, or None if its options tell no sigma.
 
         Coming sigmas are those behind this one in the sampler's list, not a counter's, so that
         partial denoising and schedules of any kind are right. Where a model makes its timestep of
         more than sigma nothing is foreseen.
         """
-        sigmas = options.get("sigmas")
-        if sigmas is None:
+        options, sigma = call.options, call.sigma
+        if sigma is None:
             return None
-        sigma = float(sigmas.flatten()[0])
-        args, kwargs = with_options({})
+        args, kwargs = call.inputs_with({})
         timestep = args[1]
         audio_timestep = kwargs.get(AUDIO)
         self._seen[sigma, timestep.shape] = timestep, audio_timestep
@@ -48,8 +47,8 @@ class Forecaster:
                 coming = tuple(steps[steps.index(sigma) + 1 :])
 
         def at(other: float) -> Inputs:
-            replaced = {**options, "sigmas": torch.full_like(sigmas, other)}
-            args, kwargs = with_options(replaced)
+            sigmas = torch.full_like(options["sigmas"], other)
+            args, kwargs = call.inputs_with({**options, "sigmas": sigmas})
             shape = timestep.shape
             seen = self._seen.get((other, shape))
             at_other, audio = seen if seen is not None else (self._of(other, timestep),) * 2

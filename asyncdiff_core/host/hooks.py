@@ -27,6 +27,7 @@ def strengths_of(hooks: Any, registered: Iterable[Any]) -> Strengths:
     """The hooks of a HookGroup that patch weights, with the strength that each has now.
 
     Args:
+        hooks: the HookGroup.
         registered: the references of all hooks of the model, by whose order they are numbered.
     """
     numbers = {reference: number for number, reference in enumerate(registered)}

@@ -248,6 +248,8 @@ def as_loaded(
     """`tensor`, of a file, with the type and the memory format of `like`, which it replaces.
 
     Args:
+        tensor: what the file has.
+        like: what the model has; None if it has nothing of the kind.
         copy: a copy, where ComfyUI would make one.
     """
     # Layers that may be quantised take a part of the mapped file as their weight. Where it begins

@@ -71,6 +71,6 @@ def preparation(group: WorkerGroup) -> str:
     num_ready = sum(member.process.ready is not None for member in group.members)
     if num_ready < num:
         return f"starting {num_ready}/{num} workers"
-    if group.is_loading:
-        return f"loading {group.num_loaded}/{num} stages"
+    if group.holdings.are_loading:
+        return f"loading {group.holdings.num_loaded}/{num} stages"
     return ""

@@ -86,6 +86,8 @@ def unpack(
     """What `pack` packed, in a worker that computes on `device`.
 
     Args:
+        payload: what `pack` gave.
+        device: where the tensors go.
         base_model: the worker's own, in which what crossed by its name is found.
     """
     data, tensors = payload

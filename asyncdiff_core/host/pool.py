@@ -12,12 +12,13 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from ..errors import WorkerError
 from ..group import WorkerGroup
 from ..log import get_logger
+from ..members import close_all
 from ..schedule import AsyncSchedule
 from ..settings import max_groups
 from .reports import record_error
@@ -61,6 +62,8 @@ class GroupPool:
         """The group `key`: the one there is if it is fit for use, otherwise a new one, started.
 
         Args:
+            key: what tells groups apart.
+            make: makes a new one.
             run: a sampling run begins with this schedule, until whose end nobody releases it.
         """
         while True:
@@ -76,8 +79,7 @@ class GroupPool:
                     if run is not None:
                         group.begin_run(run)
                     return group
-            for other in leaving:
-                other.close()
+            _close(leaving)
 
     def _make_room(self, key: Hashable) -> list[WorkerGroup]:
         """Take out what is in the way of a new group `key`: one that died, and idle ones."""
@@ -103,6 +105,7 @@ class GroupPool:
 
         Args:
             group_id: only this one.
+            keep_workers: the workers stay, without weights.
         """
         released = Released([], [])
         leaving: list[WorkerGroup] = []
@@ -115,11 +118,11 @@ class GroupPool:
                     continue
                 leaving.append(group if keep_workers else self._groups.pop(key))
                 released.released.append(group.id)
-        for group in leaving:
-            if keep_workers:
+        if keep_workers:
+            for group in leaving:
                 _unload(group, unless_running=True)
-            else:
-                group.close()
+        else:
+            _close(leaving)
         return released
 
     def unload(self, key: Hashable) -> None:
@@ -159,8 +162,7 @@ class GroupPool:
             try:
                 self._count_off(self._forgotten.get(timeout=left))
             except queue.Empty:
-                for group in self._overdue():
-                    group.close()
+                _close(self._overdue())
 
     def _count_off(self, key: Hashable) -> None:
         with self._lock:
@@ -183,10 +185,12 @@ class GroupPool:
         with self._lock:
             groups = list(self._groups.values())
             self._groups.clear()
-        for group in groups:
-            group.stop()  # all of them at once; each is waited for below
-        for group in groups:
-            group.close()
+        _close(groups)
+
+
+def _close(groups: Sequence[WorkerGroup]) -> None:
+    """End groups, which together have no more time for it than one of them."""
+    close_all([group.workers for group in groups])
 
 
 def _unload(group: WorkerGroup, *, unless_running: bool = False) -> bool:

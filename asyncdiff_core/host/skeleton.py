@@ -17,6 +17,7 @@ import torch
 from ..evaluator import Inputs
 from ..memory import give_memory_back
 from .absent import make_absent
+from .calls import ModelCall
 from .layouts import entry_of, host_parts_of, position_of
 from .loading import (
     QUANTISATION,
@@ -27,10 +28,6 @@ from .loading import (
     load_chosen,
     require_loaded,
 )
-
-# (x, transformer_options, what gives the arguments with other transformer_options) -> output
-Evaluate = Callable[[Any, dict[str, Any], Callable[[dict[str, Any]], Inputs]], Any]
-
 
 TABLE_BYTES = 16 * 2**20  # SeedVR2 keeps its text embeddings so; SD3's positions are far more
 
@@ -65,12 +62,11 @@ def build_skeleton(loader: Loader) -> Any:
     return patcher
 
 
-def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
+def make_remote(diffusion_model: torch.nn.Module, evaluate: Callable[[ModelCall], Any]) -> None:
     """Replace what computes in `diffusion_model` by `evaluate`.
 
-    `evaluate` gets the latent, the transformer_options, and a function that gives the arguments of
-    the model's entry method with other options in their place. Wrappers around the diffusion model
-    (EasyCache and its kin) still run here, in the ComfyUI process, around `evaluate`.
+    Wrappers around the diffusion model (EasyCache and its kin) still run here, in the ComfyUI
+    process, around `evaluate`.
     """
     entry = entry_of(diffusion_model)
     # Wrappers are written for each model's own parameter order, so positions must be kept.
@@ -80,12 +76,12 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Evaluate) -> None:
         is_positional = index < len(args)
         options = args[index] if is_positional else kwargs.get("transformer_options", {})
 
-        def with_options(options: dict[str, Any]) -> Inputs:
+        def inputs_with(options: dict[str, Any]) -> Inputs:
             if is_positional:
                 return (*args[:index], options, *args[index + 1 :]), kwargs
             return args, {**kwargs, "transformer_options": options}
 
-        return evaluate(args[0], options, with_options)
+        return evaluate(ModelCall(args[0], options, inputs_with))
 
     model = weakref.ref(diffusion_model)
 

@@ -17,9 +17,10 @@ Patch = Callable[[Any, dict[str, Any]], Any]
 
 
 def with_every_unit_called(code: dict[str, Any], staged: Callable[[], StagedModel]) -> None:
-    """Wrap the patches in `code`, what was attached, that stand for a whole block.
+    """Wrap the patches in `code` that stand for a whole block.
 
     Args:
+        code: what was attached.
         staged: gives the model that the worker holds now.
     """
     patches = code.get("patches_replace", {}).get("dit", {})

@@ -170,6 +170,8 @@ def plot_pictures(
     Args:
         pictures: by setting, [batch, height, width, 3].
         full: the full run's.
+        num_conds: conds that each step evaluates.
+        path: of the picture that is written.
     """
     steps = full.steps or 0
     rows = [full]
@@ -198,7 +200,7 @@ def plot_drift(results: Sequence[Result], title: str, path: Path) -> None:
     chosen = [r for r in at_default or chosen if not r.setting.time_shift]
     figure, axes = plt.subplots(figsize=(7, 4.4))
     for index, result in enumerate(chosen):
-        for stage in sorted({entry["stage"] for entry in result.drift}):
+        for stage in sorted({int(entry["stage"]) for entry in result.drift}):
             entries = [e for e in result.drift if e["stage"] == stage]
             axes.plot(
                 [e["evaluation"] for e in entries],

@@ -12,11 +12,10 @@ import torch
 
 from asyncdiff_core.evaluator import Forecast, Inputs
 from asyncdiff_core.host.attachments import split_options
-from asyncdiff_core.host.dealing import WithOptions
+from asyncdiff_core.host.calls import ModelCall
 from asyncdiff_core.host.forecast import Forecaster
 from asyncdiff_core.host.layouts import entry_of, layout_of
 from asyncdiff_core.host.loading import Loader
-from asyncdiff_core.host.remote import lane_key
 from asyncdiff_core.host.skeleton import make_remote
 from asyncdiff_core.host.stage_weights import ComfyStageModel, spec_of
 from asyncdiff_core.oracle import Message, Oracle
@@ -138,14 +137,13 @@ class _Evaluation:
         self._oracle: Oracle | None = None
         self._done: dict[Any, list[torch.Tensor]] = {}  # for the reference's schedule
 
-    def __call__(self, x: Any, options: dict[str, Any], with_options: WithOptions) -> Any:
-        options, _ = split_options(options)
-        args, kwargs = with_options(options)
+    def __call__(self, call: ModelCall) -> Any:
+        call = call.with_options(split_options(call.options)[0])
+        args, kwargs = call.inputs
         if self._oracle is None:
             stages = self._bench.stages(self._setting.stages, args, kwargs)
             self._oracle = self._bench.oracle(stages, self._setting, self._drift)
-        forecast = self._forecaster.forecast(options, with_options)
-        key = lane_key(options, x)
+        forecast, key = self._forecaster.forecast(call), call.lane_key
         if self._setting.is_reference:
             return self._as_reference(key, (args, kwargs), forecast)
         return self._oracle.evaluate(key, args, kwargs, forecast)

@@ -99,7 +99,7 @@ def default_settings() -> list[Setting]:
         Setting(n, s, warm_up=DEFAULT_WARM_UP, time_shift=True) for n, s in ((3, 1), (3, 2))
     ]
     settings += [Setting(3, 2, warm_up=w, is_reference=True) for w in (2, 4)]
-    return settings + [Setting(replicas=2), Setting(2, replicas=2, warm_up=DEFAULT_WARM_UP)]
+    return [*settings, Setting(replicas=2), Setting(2, replicas=2, warm_up=DEFAULT_WARM_UP)]
 
 
 def with_baselines(settings: Sequence[Setting], steps: int, num_conds: int) -> list[Setting]:

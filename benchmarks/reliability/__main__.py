@@ -77,14 +77,16 @@ def main() -> None:
 
 def run_faults(options: argparse.Namespace, folder: Path) -> list[str]:
     cases, problems = [], []
-    with live.serving(options.comfyui, folder, **faults.ENVIRONMENT) as (server, watch):
-        with Answers(server) as answers:
-            for case in faults.run_all(server, watch, options.only):
-                cases.append(case)
-                print(f"{case.kind} at {case.moment}: {case.told or case.cell}", flush=True)
-                for problem in case.problems:
-                    problems.append(f"{case.kind} at {case.moment}: {problem}")
-                    print(f"    {problem}", flush=True)
+    with (
+        live.serving(options.comfyui, folder, **faults.ENVIRONMENT) as (server, watch),
+        Answers(server) as answers,
+    ):
+        for case in faults.run_all(server, watch, options.only):
+            cases.append(case)
+            print(f"{case.kind} at {case.moment}: {case.told or case.cell}", flush=True)
+            for problem in case.problems:
+                problems.append(f"{case.kind} at {case.moment}: {problem}")
+                print(f"    {problem}", flush=True)
     print(faults.table(cases))
     if not options.only:
         fill(options.document, "faults", faults.table(cases))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ class Case:
     problems: tuple[str, ...] = ()
 
 
-def flow(warm_up: int = 1, **sampling: int) -> Workflow:
+def flow(warm_up: int = 1, **sampling: Any) -> Workflow:
     return lab.asyncdiff(lab.workflow("sd15", **{"steps": 4, **sampling}), warm_up=warm_up)
 
 

@@ -185,7 +185,7 @@ class Watch:
                     return
                 self._take(message.result())
 
-    def _take(self, message: aiohttp.WSMessage) -> None:
+    def _take(self, message: Any) -> None:
         if message.type is not aiohttp.WSMsgType.TEXT:
             return
         event = json.loads(message.data)

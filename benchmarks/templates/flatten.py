@@ -54,6 +54,7 @@ def flatten(workflow: Json, object_info: Json) -> Prompt:
     """The prompt of a workflow; nodes inside of subgraphs are called ``outer:inner``.
 
     Args:
+        workflow: as the browser saves it.
         object_info: the server's, which has the widgets of each class in order. A class that it
             does not know keeps those that the workflow names.
     """

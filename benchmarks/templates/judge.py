@@ -156,6 +156,8 @@ def judge(prompt: Prompt, object_info: Json, partner_nodes: Collection[str]) -> 
     """The judgement of a prompt.
 
     Args:
+        prompt: as `flatten` gives it.
+        object_info: the server's.
         partner_nodes: classes of nodes that ask a service.
     """
     found = Judgement(prompt)

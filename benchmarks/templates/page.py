@@ -48,7 +48,8 @@ def page(rows: list[Row], idle: list[str], num_partner: int, version: str, packa
         rows: of the templates that sample a model.
         idle: those that sample none, and ask no partner either.
         num_partner: how many do nothing but ask a partner.
-        version, package: of ComfyUI, and of the templates.
+        version: of ComfyUI.
+        package: the version of the templates.
     """
     reasons: dict[str, int] = {}
     lines = [

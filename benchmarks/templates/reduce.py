@@ -98,6 +98,8 @@ def reduced(
     """The small prompt of a template.
 
     Args:
+        judgement: of the template.
+        object_info: the server's.
         families: what own_process/template_models.py printed.
         seed: of all noise; one that no other prompt has keeps ComfyUI from answering out of its
             cache.

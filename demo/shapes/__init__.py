@@ -8,7 +8,13 @@ The folder is a node pack as well (`nodes`), which the demonstration and the tes
 ComfyUI. ComfyUI is imported inside the entry point only, so that all the rest works without it.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes import ShapesExtension
 
 PACK = Path(__file__).parent
 WEIGHTS = PACK / "weights"
@@ -17,7 +23,7 @@ CLASSIFIER = "shapes-classifier.safetensors"
 DIFFUSION_MODELS = WEIGHTS / "diffusion_models"  # apart: ComfyUI lists the whole folder
 
 
-async def comfy_entrypoint():  # noqa: ANN201 - ComfyUI's class, which is not imported here
+async def comfy_entrypoint() -> ShapesExtension:
     """What ComfyUI calls to get the nodes."""
     from .nodes import ShapesExtension
 

@@ -9,6 +9,7 @@ that is what `checker` is for.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class Features(nn.Module):
         super().__init__()
         channels = (3, 16, 32, 48, 64)
         layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in itertools.pairwise(channels):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, WIDTH))
 
@@ -84,12 +85,13 @@ def train(seed: int, steps: int) -> tuple[Features, float]:
         pictures, labels = _sample(scenes, rng)
         found = features(pictures)
         losses = [nn.functional.cross_entropy(heads[name](found), labels[name]) for name in HEADS]
+        loss = sum(losses[1:], losses[0])
         optimizer.zero_grad()
-        sum(losses).backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"step {step}: loss {sum(losses).item():.3f}", flush=True)
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
     features.eval()
     right = []
     with torch.no_grad():

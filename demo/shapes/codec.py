@@ -37,7 +37,8 @@ class Codec:
 
         Args:
             pictures: [batch, height, width, 3], between 0 and 1.
-            format_mean, format_std: [CHANNELS] of the latent format.
+            format_mean: [CHANNELS], of the latent format.
+            format_std: [CHANNELS], of the latent format.
         """
         patches = _to_patches(pictures).reshape(-1, PATCH * PATCH * 3).double()
         mean = patches.mean(0)

@@ -12,6 +12,7 @@ shapes-wan.safetensors, which Load Diffusion Model reads, and shapes-codec.safet
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -102,7 +103,7 @@ class Training:
                 loss = self._train(latents, context)
                 if step % 20 == 0 or step == self.steps - 1:
                     line = {"step": step, "loss": loss, "seconds": time.monotonic() - started}
-                    if (step + 1) % 500 == 1 and step or step == self.steps - 1:
+                    if ((step + 1) % 500 == 1 and step) or step == self.steps - 1:
                         line["held_out_accuracy"] = self.accuracy()
                     print(json.dumps(line), file=log, flush=True)
                     print(json.dumps(line), flush=True)
@@ -244,7 +245,10 @@ def draw_batch(
     """Pictures of `size` random scenes, and their contexts, some of which are of no prompt.
 
     Args:
+        rng: draws scenes, their noise, and which have no prompt.
+        scenes: those to draw from.
         prompts: [len(scenes), NUM_TOKENS, WIDTH], the context of each scene.
+        size: of the batch.
     """
     chosen = rng.integers(0, len(scenes), size)
     pictures = torch.from_numpy(draw([scenes[i] for i in chosen], rng))
@@ -274,10 +278,13 @@ def euler(
     """Latents from the noise `x`, by Euler steps and classifier-free guidance.
 
     Args:
+        model: predicts noise - latent, of latents, times and contexts.
+        x: the noise.
         context: [2 * len(x), ..], that of every prompt, and then as often that of none.
+        steps: how many.
     """
     sigmas = shifted(torch.linspace(1, 0, steps + 1))
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         time_ = torch.full((2 * len(x),), sigma.item() * MULTIPLIER, device=x.device)
         cond, uncond = model(torch.cat([x, x]), time_, context).chunk(2)
         x = x + (following - sigma).to(x) * (uncond + CFG * (cond - uncond))
@@ -291,7 +298,8 @@ def shifted(uniform: torch.Tensor) -> torch.Tensor:
 
 def make_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = name.startswith("blocks.") and parameter.ndim == 2
         (matrices if is_matrix else others).append(parameter)

@@ -41,12 +41,12 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
     import torch
 
     from asyncdiff_core.host.attachments import split_options
+    from asyncdiff_core.host.calls import ModelCall
     from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.host.forecast import Forecaster
     from asyncdiff_core.host.layouts import entry_of, layout_of
     from asyncdiff_core.host.loading import Loader
     from asyncdiff_core.host.pool import POOL
-    from asyncdiff_core.host.remote import lane_key
     from asyncdiff_core.host.skeleton import build_skeleton, make_remote
     from asyncdiff_core.oracle import Oracle
     from asyncdiff_core.schedule import AsyncSchedule
@@ -90,10 +90,9 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
         patcher.partially_load = lambda *args, **kwargs: 0
         forecaster = Forecaster(patcher.model.model_sampling)
 
-        def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
-            options, _ = split_options(options)
-            forecast = forecaster.forecast(options, with_options)
-            return oracle.evaluate(lane_key(options, x), *with_options(options), forecast)
+        def evaluate(call: ModelCall) -> torch.Tensor:
+            call = call.with_options(split_options(call.options)[0])
+            return oracle.evaluate(call.lane_key, *call.inputs, forecaster.forecast(call))
 
         make_remote(patcher.model.diffusion_model, evaluate)
         return patcher
@@ -110,7 +109,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
                 name = f"N={workers} {batch}"
                 full = sample(with_schedule(model, steps, False), unbatched)
                 held[f"{name} full warm-up equals stock"] = torch.equal(full, stock)
-                stages = POOL.peek(model.remote.key).stages
+                stages = POOL.peek(model.remote.key).holdings.stages
                 for warm_up in (1, 3):
                     scheduled = with_schedule(model, warm_up, False)
                     ours = sample(scheduled, unbatched)
@@ -132,7 +131,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             stock = sample(stock_model, unbatched)
             for warm_up, shift, how in runs:
                 ours = sample(with_schedule(model, warm_up, shift), unbatched=False, **how)
-                cuts = POOL.peek(model.remote.key).stages
+                cuts = POOL.peek(model.remote.key).holdings.stages
                 oracle = oracle_model(cuts, warm_up, stride, shift)
                 name = f"N={stages} S={stride} R={replicas} warm_up={warm_up} shift={shift} {how}"
                 expected = sample(oracle, unbatched, **how)

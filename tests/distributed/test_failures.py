@@ -10,17 +10,20 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asyncdiff_core import members
 from asyncdiff_core.errors import (
     WorkerDiedError,
     WorkerError,
     WorkerFailedError,
     WorkerOutOfMemoryError,
+    WorkersGoneError,
     WorkerStartError,
     WorkerTimeoutError,
 )
@@ -66,7 +69,7 @@ def assert_gone(pids: list[int]) -> None:
 def assert_broken(group: WorkerGroup, pids: list[int]) -> None:
     """After an error: no process, and the group does not pretend to work."""
     assert_gone(pids)
-    assert group.broken and not group.is_alive() and not group.is_loaded()
+    assert group.broken and not group.is_alive() and not group.holdings.are_loaded
     assert group.end_run() is None
     (folder,) = group.folder.parent.iterdir()
     logs = {f"worker-{rank}.log" for rank in range(group.plan.num_workers)}
@@ -104,7 +107,7 @@ def test_a_worker_is_killed_between_two_evaluations(own_group: Any) -> None:
     group.evaluate(*calls[0])
     os.kill(pids[0], signal.SIGSEGV)
     assert wait_until(lambda: not group.is_alive(), SECONDS)
-    with pytest.raises(WorkerDiedError, match="worker 0 on cpu .*SIGSEGV"):
+    with pytest.raises(WorkerDiedError, match=r"worker 0 on cpu .*SIGSEGV"):  # noqa: PT012
         for one in calls:  # the last stage may still answer from what it has received
             group.evaluate(*one)
     assert_broken(group, pids)
@@ -119,12 +122,32 @@ def test_a_worker_is_killed_between_two_runs(own_group: Any) -> None:
     os.kill(pids[1], signal.SIGKILL)
     assert wait_until(lambda: not group.is_alive(), SECONDS)
     group.begin_run(AsyncSchedule())
-    with pytest.raises(WorkerDiedError, match="worker 1 on cpu .*SIGKILL"):
+    with pytest.raises(WorkerDiedError, match=r"worker 1 on cpu .*SIGKILL"):
         group.evaluate(*calls[0])
     assert_broken(group, pids)
 
 
 # A worker hangs ------------------------------------------------------------------------------
+
+
+def test_another_thread_meets_the_trouble_first(own_group: Any) -> None:
+    """A run has begun, and has asked for nothing yet, when weights are to be given back."""
+    group = own_group("chain", 2)
+    calls = batched("chain", 3)
+    run(group, AsyncSchedule(), calls)
+    group.unload()
+    group.begin_run(AsyncSchedule())
+    os.kill(pids_of(group)[1], signal.SIGKILL)
+    wait_until(lambda: not group.is_alive(), 30)
+    with ThreadPoolExecutor(1) as other, pytest.raises(WorkerDiedError):
+        other.submit(group.attach, "key", lambda stage: None).result()
+    for ask in (
+        lambda: group.prepare(calls[0].args, calls[0].kwargs),
+        lambda: group.evaluate(*calls[0]),
+        group.restore,
+    ):
+        with pytest.raises(WorkersGoneError, match="SIGKILL"):
+            ask()
 
 
 def test_a_worker_that_stands_still(own_group: Any, gate: Gate) -> None:
@@ -175,7 +198,7 @@ def test_a_worker_that_stood_still_before_its_first_evaluation(
     assert_broken(group, pids)
 
 
-@pytest.mark.parametrize("unit, worker", [(1, 0), (5, 1)])
+@pytest.mark.parametrize(("unit", "worker"), [(1, 0), (5, 1)])
 def test_a_unit_that_never_ends(own_group: Any, gate: Gate, unit: int, worker: int) -> None:
     """Its worker is alive and says so, but does not move; the other one has nothing to do."""
     group = own_group("chain", 2, timeout=3.0, gate=str(gate.folder))
@@ -205,7 +228,7 @@ def test_a_group_that_had_nothing_to_do_for_an_hour(
     """Idle workers are silent, which must not be held against them later."""
     group = own_group("chain", 2, unit_seconds=0.05)
     calls = batched("chain", 3)
-    expected, report = run(group, AsyncSchedule(), calls)
+    expected, _ = run(group, AsyncSchedule(), calls)
     monotonic, hours = time.monotonic, 0
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3600 * hours)
     hours += 1
@@ -220,7 +243,7 @@ def test_a_group_that_had_nothing_to_do_for_an_hour(
 
 
 @pytest.mark.parametrize(
-    "fail, unit, worker, error",
+    ("fail", "unit", "worker", "error"),
     [
         ("evaluate", 0, 0, WorkerFailedError),
         ("memory", 5, 1, WorkerOutOfMemoryError),
@@ -251,7 +274,7 @@ def test_a_builder_that_fails(own_group: Any) -> None:
     group = own_group("chain", 2, fail="build")
     pids = pids_of(group)
     (one,) = batched("chain", 1)
-    with pytest.raises(WorkerStartError, match="did not start.*the toy was told to fail"):
+    with pytest.raises(WorkerStartError, match=r"did not start.*the toy was told to fail"):
         group.prepare(one.args, one.kwargs)
     assert_broken(group, pids)
 
@@ -259,7 +282,7 @@ def test_a_builder_that_fails(own_group: Any) -> None:
 def test_a_worker_that_cannot_import_the_engine(own_group: Any, tmp_path: Path) -> None:
     group = own_group("chain", 2, launch=Launch(python_path=(), cwd=str(tmp_path)))
     pids = pids_of(group)
-    with pytest.raises(WorkerStartError, match="did not start.*exit status 1.*log is") as caught:
+    with pytest.raises(WorkerStartError, match=r"did not start.*exit status 1.*log is") as caught:
         group.wait_until_ready()
     assert_broken(group, pids)
     log = Path(str(caught.value).rpartition("log is ")[2].strip())
@@ -297,7 +320,7 @@ def test_a_worker_that_is_killed_while_it_starts(own_group: Any) -> None:
     group = own_group("chain", 2)
     pids = pids_of(group)
     os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(WorkerStartError, match="worker 1 on cpu .*SIGKILL"):
+    with pytest.raises(WorkerStartError, match=r"worker 1 on cpu .*SIGKILL"):
         group.wait_until_ready()
     assert_broken(group, pids)
 
@@ -315,7 +338,7 @@ def test_a_worker_that_stands_still_while_it_starts(own_group: Any) -> None:
 def test_an_interpreter_that_does_not_exist(tmp_path: Path) -> None:
     launch = Launch(python_path=(), cwd=str(tmp_path), python=str(tmp_path / "no-python"))
     group = make_group("chain", 2, tmp_path / "groups", launch=launch)
-    with pytest.raises(WorkerStartError, match="worker 0 on cpu could not be started.*no-python"):
+    with pytest.raises(WorkerStartError, match=r"worker 0 on cpu could not be started.*no-python"):
         group.start()
     assert group.broken and not group.is_alive()
 
@@ -336,6 +359,21 @@ def test_nothing_is_left_after_close(own_group: Any) -> None:
         assert not group.is_alive()
     assert_gone(pids)
     assert list(folder.iterdir()) == []
+
+
+def test_all_groups_have_one_deadline(own_group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [own_group("chain", 2) for _ in range(3)]
+    for group in groups:
+        group.wait_until_ready()
+    pids = [pid for group in groups for pid in pids_of(group)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    waits = []
+    monkeypatch.setattr(members, "end_all", lambda ps: waits.append(len(ps)) or end_all(ps))
+    members.close_all([group.workers for group in groups])
+    assert waits == [6]
+    assert not any(map(exists, pids))
+    assert all(group.broken and not group.members for group in groups)
 
 
 def test_a_busy_group_is_closed(own_group: Any, gate: Gate) -> None:

@@ -80,7 +80,7 @@ def test_a_unet_folded_and_not(own_group: Any, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("ASYNCDIFF_FOLD", wanted)
         group.unload()
         found.append(assert_is_oracle(group, "skipnet", AsyncSchedule(2), calls))
-        assert [len(stage) for stage in group.stages] == num_ranges
+        assert [len(stage) for stage in group.holdings.stages] == num_ranges
         assert equal(run(group, AsyncSchedule(6), calls)[0], plain("skipnet", calls))
     assert not any(torch.equal(a, b) for a, b in zip(*(o[2:] for o in found), strict=True))
 
@@ -227,13 +227,13 @@ def test_patches_come_back_after_another_cut(shared_group: Any) -> None:
     for batch in (1, 2, 1):
         calls = batched("chain", 4, batch)
         group.prepare(calls[0].args, calls[0].kwargs)
-        group.set_patches("the same", lambda stage: {"add": 0.03})
+        group.holdings.set_patches("the same", lambda stage: {"add": 0.03})
         assert_is_oracle(group, "chain", schedule, calls, add=0.03)
-    group.set_patches("none", lambda stage: None)
+    group.holdings.set_patches("none", lambda stage: None)
     for batch in (1, 2):
         calls = batched("chain", 4, batch)
         group.prepare(calls[0].args, calls[0].kwargs)
-        group.set_patches("none", lambda stage: None)
+        group.holdings.set_patches("none", lambda stage: None)
         assert_is_oracle(group, "chain", schedule, calls)
 
 
@@ -255,18 +255,18 @@ def test_patches_set_and_removed(shared_group: Any, name: str) -> None:
         return of_units
 
     group.prepare(calls[0].args, calls[0].kwargs)
-    group.set_patches("none", payload(None))
+    group.holdings.set_patches("none", payload(None))
     asked.clear()
     before = assert_is_oracle(group, name, schedule, calls)
 
-    group.set_patches("a", payload(0.01))
+    group.holdings.set_patches("a", payload(0.01))
     with_a = assert_is_oracle(group, name, schedule, calls, add=0.01)
     assert not any(torch.equal(x, y) for x, y in zip(with_a, before, strict=True))
-    group.set_patches("a", payload(0.5))  # the same name: nothing to do
+    group.holdings.set_patches("a", payload(0.5))  # the same name: nothing to do
     assert equal(run(group, schedule, calls)[0], with_a)
-    group.set_patches("b", payload(0.7))  # in place of "a", not on top of it
+    group.holdings.set_patches("b", payload(0.7))  # in place of "a", not on top of it
     assert_is_oracle(group, name, schedule, calls, add=0.7)
-    group.set_patches("none", payload(None))
+    group.holdings.set_patches("none", payload(None))
     after, report = run(group, schedule, calls)
     assert equal(after, before)
     assert asked == [*stages_of(report)] * 3
@@ -277,14 +277,14 @@ def test_unload_and_evaluate_again(shared_group: Any, caplog: pytest.LogCaptureF
     group = shared_group("skipnet", 3)
     calls = unbatched("skipnet", 4)
     before, _ = run(group, AsyncSchedule(), calls)
-    assert group.is_loaded()
+    assert group.holdings.are_loaded
     caplog.clear()
     for _ in range(2):
         group.unload()
         group.unload()
-        assert not group.is_loaded() and group.is_alive()
+        assert not group.holdings.are_loaded and group.is_alive()
         assert equal(run(group, AsyncSchedule(), calls)[0], before)
-        assert group.is_loaded()
+        assert group.holdings.are_loaded
     assert cuts_logged(caplog) == 2
 
 
@@ -296,13 +296,13 @@ def test_unload_in_the_middle_of_a_run(shared_group: Any) -> None:
     group.begin_run(AsyncSchedule())
     assert equal([group.evaluate(*one) for one in calls[:2]], expected[:2])
     group.unload()
-    assert group.is_alive() and not group.is_loaded()
+    assert group.is_alive() and not group.holdings.are_loaded
     # The stored activations are still there, so that the run can go on once they load again.
     group.restore()
     assert equal([group.evaluate(*one) for one in calls[2:]], expected[2:])
     group.unload()
     group.end_run()
-    assert group.is_alive() and not group.is_loaded()
+    assert group.is_alive() and not group.holdings.are_loaded
     assert equal(run(group, AsyncSchedule(), calls)[0], expected)
 
 
@@ -392,7 +392,7 @@ def test_cancelled_while_loading(own_group: Any, gate: Gate) -> None:
     gate.cancel_at("loading")
     with pytest.raises(Cancelled):
         group.prepare(calls[0].args, calls[0].kwargs)
-    assert not group.is_loaded() and group.is_loading and group.is_alive()
+    assert not group.holdings.are_loaded and group.holdings.are_loading and group.is_alive()
     # The workers went on with it, and a second load, which would wait here, is not asked for.
     assert wait_until(lambda: not gate.is_waited_at(), 30)
     gate.close("loading")
@@ -407,7 +407,7 @@ def test_cancelled_while_loading_and_unloaded(own_group: Any, gate: Gate) -> Non
     gate.cancel_at("loading")
     with pytest.raises(Cancelled):
         group.prepare(calls[0].args, calls[0].kwargs)
-    assert group.unload() and not group.is_loading
+    assert group.unload() and not group.holdings.are_loading
     assert_is_oracle(group, "chain", AsyncSchedule(), calls)
 
 
@@ -496,7 +496,7 @@ def test_a_closed_group_says_so(own_group: Any) -> None:
     run(group, AsyncSchedule(), calls)
     group.begin_run(AsyncSchedule())
     group.close()
-    assert not group.is_alive() and not group.is_loaded()
+    assert not group.is_alive() and not group.holdings.are_loaded
     with pytest.raises(AsyncDiffError):
         group.evaluate(*calls[0])
     assert group.end_run() is None
@@ -509,10 +509,10 @@ def test_the_end_of_a_run_leaves_the_answers_to_others_alone(own_group: Any) -> 
     run(group, AsyncSchedule(), calls)
     group.begin_run(AsyncSchedule())
     group.evaluate(*calls[0])
-    ticket = group._post([messages.Unload()] * 2)
+    ticket = group.workers.post([messages.Unload()] * 2)
     group.end_run()
-    assert len(group._collect(ticket, group.members, 10.0, poll=False)) == 2
-    assert not group._exchange._awaited and not group._exchange._answers
+    assert len(group.workers.collect(ticket, group.members, 10.0, poll=False)) == 2
+    assert not group.workers.exchange._awaited and not group.workers.exchange._answers
 
 
 def test_the_weights_of_a_run_stay(own_group: Any) -> None:
@@ -590,7 +590,7 @@ def test_the_report_says_what_was_done(shared_group: Any) -> None:
         assert [(s.index, s.lane, s.mode) for s in worker.spans] == done
         for span in worker.spans:
             assert report.start <= span.start <= span.end
-            assert 0 <= span.wait and 0 <= span.compute
+            assert span.wait >= 0 and span.compute >= 0
             assert span.wait + span.compute <= span.end - span.start + 1e-9
         assert worker.resident_bytes > 1 << 20
         assert 0 < worker.activation_bytes < worker.resident_bytes

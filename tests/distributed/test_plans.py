@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from asyncdiff_core.evaluator import Call, Forecast, Inputs
-from asyncdiff_core.group import ModelSource, WorkerGroup
+from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.oracle import Oracle
 from asyncdiff_core.plan import make_plan
 from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.source import ModelSource
 from asyncdiff_core.stage import StagedModel
 from asyncdiff_core.trunk import Trunk
 from harness.groups import LAUNCH
@@ -59,7 +60,7 @@ def oracles(name: str, group: WorkerGroup) -> list[Oracle]:
     for _ in range(group.plan.replicas):
         model = make_model(name)
         staged = StagedModel(model, Trunk.of(model, model.layout))
-        found.append(Oracle(staged, group.stages, group.plan.stride))
+        found.append(Oracle(staged, group.holdings.stages, group.plan.stride))
     return found
 
 
@@ -136,6 +137,6 @@ def test_another_plan_on_the_same_workers() -> None:
                     (expected,) = reference.evaluate_all([call("chain", i, sigmas, i, 0)])
                     assert torch.equal(group.evaluate_all([one])[0], expected)
                 group.end_run()
-                assert len(group.stages) == stages
+                assert len(group.holdings.stages) == stages
     finally:
         group.close()

@@ -139,3 +139,23 @@ def test_gguf_model(lab: ComfyServer) -> None:
     error = failure(lab, resampled(flow, model=["spread", 0]))
     assert error.node_type == "AsyncDiffParallelize"
     assert "comes from a GGUF file" in error.exception_message
+
+
+def test_a_program_may_leave_out_what_is_advanced(lab: ComfyServer) -> None:
+    advanced = {"stages", "replicas", "stride", "time_shift"}
+    declared = {}
+    for name, one in lab.get("/object_info").items():
+        if name.startswith("AsyncDiff"):
+            optional = one["input"].get("optional", {})
+            declared |= optional
+            required = one["input"].get("required", {})
+            wanted = {key for key, spec in required.items() if spec[1:] and spec[1].get("advanced")}
+            assert wanted <= {"weight_dtype"}  # as on the stock node
+    assert set(declared) == advanced
+    flow = asyncdiff(workflow("sd15"))
+    short = {
+        name: {**one, "inputs": {k: v for k, v in one["inputs"].items() if k not in advanced}}
+        for name, one in flow.items()
+    }
+    assert short != flow
+    assert torch.equal(latent(lab, short), latent(lab, flow))

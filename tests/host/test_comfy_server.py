@@ -58,7 +58,7 @@ def test_run_returns_the_history_entry(server: ComfyServer) -> None:
 def test_rejected_prompt_names_the_node_and_the_reason(server: ComfyServer) -> None:
     prompt = image_prompt()
     prompt["0"]["inputs"]["width"] = "wide"
-    with pytest.raises(PromptRejected, match="EmptyImage.*width") as caught:
+    with pytest.raises(PromptRejected, match=r"EmptyImage.*width") as caught:
         server.submit(prompt)
     assert caught.value.error["type"] == "prompt_outputs_failed_validation"
     assert caught.value.node_errors["0"]["class_type"] == "EmptyImage"
@@ -86,7 +86,7 @@ def test_failed_prompt_names_the_node_and_the_exception(server: ComfyServer) -> 
             "inputs": {"images": ["decode", 0], "filename_prefix": "test"},
         },
     }
-    with pytest.raises(PromptFailed, match="CheckpointLoaderSimple.*header") as caught:
+    with pytest.raises(PromptFailed, match=r"CheckpointLoaderSimple.*header") as caught:
         server.run(prompt)
     assert (caught.value.node_id, caught.value.node_type) == ("load", "CheckpointLoaderSimple")
     assert caught.value.exception_type and caught.value.exception_message
@@ -140,14 +140,14 @@ def fake_server(folder: Path, program: str, **options: object) -> ComfyServer:
 
 def test_early_exit_shows_the_log(tmp_path: Path) -> None:
     server = fake_server(tmp_path, "print('before'); raise SystemExit('no such flag')")
-    with pytest.raises(ComfyServerError, match="ended with status 1(?s:.*)before\nno such flag"):
+    with pytest.raises(ComfyServerError, match=r"ended with status 1(?s:.*)before\nno such flag"):
         server.start()
     assert not server.running
 
 
 def test_silent_server_is_ended_after_the_time_out(tmp_path: Path) -> None:
     server = fake_server(tmp_path, QUIET)
-    with pytest.raises(ComfyServerError, match="did not answer within 1 s(?s:.*)quiet"):
+    with pytest.raises(ComfyServerError, match=r"did not answer within 1 s(?s:.*)quiet"):
         server.start(timeout=1)
     assert not server.running
 

@@ -181,7 +181,7 @@ def test_visitors_from_elsewhere_see_no_folders(comfyui_path: Path, tmp_path: Pa
         except OSError:
             pytest.skip("this machine has no address but loopback")
         address = probe.getsockname()[0]
-    args = ["--listen", "0.0.0.0"]  # noqa: S104
+    args = ["--listen", "0.0.0.0"]
     env = {"OMP_NUM_THREADS": "1"}
     packs = [shapes.PACK, ADAPTER_PACK]
     with ComfyServer(comfyui_path, tmp_path, args=args, env=env, more_packs=packs) as server:

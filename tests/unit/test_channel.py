@@ -398,7 +398,7 @@ def test_a_closed_peer(pair: Any) -> None:
     pair[1].close()
     with pytest.raises(ChannelClosedError):
         pair[0].receive(HANG)
-    with pytest.raises(ChannelClosedError):
+    with pytest.raises(ChannelClosedError):  # noqa: PT012 - the first few may be buffered
         for _ in range(100):
             pair[0].send(torch.zeros(1 << 20), HANG)
 

@@ -237,7 +237,7 @@ def test_call_that_waited_does_not_build(
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = dev.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(dev.shutil, "disk_usage", lambda _: usage._replace(free=3 * 10**9))
-    with pytest.raises(dev.SetupError, match="3.0 GB are free .* GB are needed"):
+    with pytest.raises(dev.SetupError, match=r"3\.0 GB are free .* GB are needed"):
         dev.check_disk(tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_steps_are_a_line_each_and_the_log_has_the_rest(
             dev.run_step([sys.executable, "-c", code], tmp_path / "tmp")
 
     step("first", "Collecting this", "Collecting that")
-    with pytest.raises(dev.SetupError, match="^broken .*setup.log"):
+    with pytest.raises(dev.SetupError, match=r"^broken .*setup\.log"):
         step("second", *map(str, range(100)), "ERROR: broken", status=1)
     shown = capfd.readouterr()
     assert re.fullmatch(r"\[first\] \(\d+ s\)\n\[second\] \n", shown.out)
@@ -386,6 +386,23 @@ def test_lint_comes_first_and_only_without_arguments(monkeypatch: pytest.MonkeyP
     ran.clear()
     assert dev.run_tests(environment, options, ["-x"]) == 0
     assert ran == ["pytest"]
+
+
+def test_the_nodes_are_checked_as_a_part_of_the_pack(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their imports lead out of the folder that they are in."""
+    ran: list[tuple[list[str], Path]] = []
+    monkeypatch.setattr(
+        dev.subprocess, "call", lambda command, cwd, **_: ran.append((command, cwd)) or 0
+    )
+    environment = dev.Environment(Path("python"), Path("ComfyUI"), managed=True)
+    assert dev.run_lint(environment, *dev.parse(["lint"])) == 0
+    (*_, (whole, folder), (command, above)) = ran
+    assert (whole[2:], folder) == (["mypy"], dev.REPO)
+    assert command[-2:] == ["-p", "asyncdiff.nodes"]
+    assert above.is_relative_to(cache)
+    assert (above / "asyncdiff").resolve() == dev.REPO
 
 
 def test_managed_python_sees_its_own_packages_only(monkeypatch: pytest.MonkeyPatch) -> None:

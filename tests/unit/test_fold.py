@@ -175,7 +175,7 @@ class Digits(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "stages, outputs",
+    ("stages", "outputs"),
     [
         # evaluations that the innermost, the middle and the outermost part were made from
         ((((0, 6),),), [0, 1110, 2220, 3330, 4440]),

@@ -1,6 +1,7 @@
 """Reading a frame runs no code and takes no longer than its bytes, whoever wrote it."""
 
 import collections
+import contextlib
 import os
 import pickle
 import random
@@ -137,10 +138,8 @@ def test_damaged_frames_are_messages_or_errors() -> None:
                 data[at] = chance.randrange(256)
             else:
                 data[at:at] = chance.choice([b"t\x02\x00\x00\x00", b"d\xff\xff\x00\x00", b"I\xff"])
-        try:
+        with contextlib.suppress(AsyncDiffError):
             Reader(data).read_whole()
-        except AsyncDiffError:
-            pass
     assert time.perf_counter() - start < 60
 
 

@@ -82,7 +82,7 @@ def test_the_sign_of_zero_is_a_change(wire: Wire, dtype: torch.dtype) -> None:
         assert wire.num_sent == 1
 
 
-@pytest.mark.parametrize("dtype", (torch.complex64, torch.complex128), ids=str)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_the_sign_of_a_complex_zero_is_a_change(wire: Wire, dtype: torch.dtype) -> None:
     for value in (complex(0.0, 0.0), complex(0.0, -0.0), complex(-0.0, 0.0)):
         tensor = torch.tensor([value], dtype=dtype)
@@ -105,7 +105,7 @@ def test_another_nan_is_a_change(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    "first, second",
+    ("first", "second"),
     [
         (torch.ones(2), torch.ones(2, dtype=torch.float64)),
         (torch.ones(4), torch.ones(2, 2)),
@@ -264,7 +264,7 @@ class Handle:
 
 
 @pytest.mark.parametrize(
-    "args, kwargs, path",
+    ("args", "kwargs", "path"),
     [
         ((torch.zeros(1), Handle()), {}, "[1]"),
         ((), {"control": Handle()}, "['control']"),

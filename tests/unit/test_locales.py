@@ -1,6 +1,7 @@
 """The translations of the nodes: complete, and of nothing that there is not."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,19 @@ def test_every_node_has_a_help_page_with_a_picture(node_id):
     assert (folder / f"{node_id}.png").stat().st_size < 150_000
     for name in definitions("en")[node_id]["inputs"]:
         assert f"**{name}**" in page
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [(("devices", "stages", "replicas", "stride"), 3), (("warm_up", "time_shift"), 3)],
+    ids=("placement", "schedule"),
+)
+def test_inputs_that_nodes_share_have_one_text(names, number):
+    nodes = [n for n, node in definitions("en").items() if node["inputs"].keys() >= {*names}]
+    assert len(nodes) == number
+    for name in names:
+        tooltips = {definitions("en")[node]["inputs"][name]["tooltip"] for node in nodes}
+        pages = [(ROOT / "web" / "docs" / f"{node}.md").read_text("utf-8") for node in nodes]
+        # From its name to the next input, or to the end of the list.
+        helps = {re.search(rf"^- \*\*{name}\*\*.*?(?=^- |^\n)", p, re.M | re.S)[0] for p in pages}
+        assert len(tooltips) == len(helps) == 1

@@ -1,6 +1,7 @@
 """Every message survives the way, as plain data."""
 
 import dataclasses
+import math
 import pickle
 import pickletools
 import typing
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from asyncdiff_core import messages
 from asyncdiff_core.channel import Channel
+from asyncdiff_core.errors import ChannelDataError
 from asyncdiff_core.messages import from_wire, to_wire
 
 EXAMPLES = [
@@ -109,6 +111,84 @@ def test_messages_are_frozen_and_their_fields_have_types() -> None:
             field.name for field in dataclasses.fields(example)
         }
         assert type(example).__dataclass_params__.frozen
+
+
+# For each kind of field something that it cannot be.
+WRONG = {
+    int: "4",
+    float: math.nan,
+    str: 5,
+    bool: 1,
+    dict: [("a", 1)],
+    list: {},
+    tuple: 3,
+    typing.Literal: "nonsense",
+}
+
+
+def checked_fields() -> typing.Iterator[tuple[Any, str, Any]]:
+    """Every field that cannot be just anything: a message, its name, and a wrong value."""
+    for example in EXAMPLES:
+        hints = typing.get_type_hints(type(example), include_extras=True)
+        for name, hint in hints.items():
+            if hint is Any:
+                continue
+            if typing.get_origin(hint) is typing.Annotated:
+                hint = typing.get_args(hint)[0]
+            yield example, name, WRONG[typing.get_origin(hint) or hint]
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "wrong"),
+    list(checked_fields()),
+    ids=[f"{type(m).__name__}.{name}" for m, name, _ in checked_fields()],
+)
+def test_a_wrong_field_is_named(message: Any, name: str, wrong: Any) -> None:
+    kind, ticket, values = to_wire(message, 3)
+    index = [field.name for field in dataclasses.fields(message)].index(name)
+    values = (*values[:index], wrong, *values[index + 1 :])
+    with pytest.raises(ChannelDataError, match=f"{kind}.{name} "):
+        from_wire((kind, ticket, values))
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (messages.Evaluate, {"mode": "nonsense"}),
+        (messages.Evaluate, {"mode": "Async"}),
+        (messages.Evaluate, {"lane": -1}),
+        (messages.Evaluate, {"variants": [{"1": 0}]}),
+        (messages.Evaluate, {"variants": [{-1: 0}]}),
+        (messages.Evaluate, {"inputs": (1, 2)}),
+        (messages.Evaluate, {"index": 2**70}),
+        (messages.Evaluate, {"index": True}),
+        (messages.Load, {"stage": ((5, 2),)}),
+        (messages.Load, {"stage": ((1, 2, 3),)}),
+        (messages.Load, {"incoming": ((0, (1,)),)}),
+        (messages.Load, {"outgoing": ((0, (1,), 1),)}),
+        (messages.Load, {"lead": -1}),
+        (messages.Configure, {"num_threads": 0}),
+        (messages.Configure, {"backend": "gloo"}),
+        (messages.Ready, {"speed": -1.0}),
+        (messages.Ready, {"speed": math.inf}),
+        (messages.Ready, {"search_path": ("a", 1)}),
+        (messages.Costs, {"costs": (1.0, "2")}),
+        (messages.RunEnded, {"spans": [(0, 0, "both", 1.0, 0.5, 0.25, 2.0)]}),
+        (messages.RunEnded, {"spans": [(0, 0, "sync", 1.0, 0.5, 0.25)]}),
+        (messages.Beat, {"doing": "sleeping"}),
+        (messages.Failed, {"text": "x" * 2**21}),
+    ],
+)
+def test_a_field_that_there_cannot_be_is_named(message: Any, change: dict[str, Any]) -> None:
+    (example,) = (one for one in EXAMPLES if type(one) is message)
+    with pytest.raises(ChannelDataError, match=f"{message.__name__}.{next(iter(change))} "):
+        from_wire(to_wire(dataclasses.replace(example, **change)))
+
+
+@pytest.mark.parametrize("ticket", [-1, 1.0, None, "3", True, 2**70])
+def test_a_wrong_ticket(ticket: Any) -> None:
+    with pytest.raises(ChannelDataError, match="ticket"):
+        from_wire(to_wire(messages.Stop(), ticket))
 
 
 def test_a_traceback_does_not_fill_the_log() -> None:

@@ -1,5 +1,6 @@
 """The oracle against docs/algorithm.md, whose equations are written out here by hand."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ class Pass(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "num_stages, warm_up, ages",
+    ("num_stages", "warm_up", "ages"),
     [
         # which evaluation's x is in eps(0), eps(1), ..
         (1, 1, [0, 1, 2, 3, 4, 5, 6, 7]),
@@ -189,7 +190,7 @@ class Skips(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "ranges, outputs",
+    ("ranges", "outputs"),
     [
         # trunk state * 100 + skip, as evaluations; x(i) = i
         (((0, 2), (2, 3)), [0, 0, 101, 202, 303]),  # both cross one cut: both of i-1
@@ -216,7 +217,7 @@ def toy_oracle(name: str, num_stages: int) -> Oracle:
     trunk = Trunk.of(model, model.layout)
     step = len(trunk.units) // num_stages
     cuts = [k * step for k in range(num_stages)] + [len(trunk.units)]
-    ranges = list(zip(cuts, cuts[1:], strict=False))
+    ranges = list(itertools.pairwise(cuts))
     return Oracle(StagedModel(model, trunk), chain(*ranges))
 
 

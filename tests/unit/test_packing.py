@@ -1,5 +1,6 @@
 """Messages in one flat buffer: layout, alignment, memory formats."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def test_no_two_tensors_overlap_and_each_is_aligned(message: dict[int, Any]) -> 
             assert offset % ALIGNMENT == 0
             taken.append((offset, offset + view.nbytes))
     assert taken == sorted(taken)
-    assert all(a[1] <= b[0] for a, b in zip(taken, taken[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(taken))
     assert not taken or taken[-1][1] <= layout.nbytes
     assert layout.nbytes % ALIGNMENT == 0
 
@@ -146,7 +147,7 @@ def test_a_copy_of_the_buffer_is_a_copy_of_the_message() -> None:
 
 
 @pytest.mark.parametrize(
-    "target, source",
+    ("target", "source"),
     [
         (torch.zeros(2, 3), torch.zeros(3, 2)),
         (torch.zeros(2, 3), torch.zeros(1, 3)),  # copy_ alone would broadcast

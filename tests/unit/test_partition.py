@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncdiff_core.assignment import relative_speeds
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.group import relative_speeds
 from asyncdiff_core.messages import Ready
 from asyncdiff_core.partition import (
     FOLD_TOLERANCE,
@@ -70,12 +70,12 @@ def test_ties_take_the_earliest_cut() -> None:
 
 
 def test_more_stages_than_units() -> None:
-    with pytest.raises(PlanError, match="4 stages need at least 4 units, but .* has 3.*at most 3"):
+    with pytest.raises(PlanError, match=r"4 stages need at least 4 units, but .* has 3.*at most 3"):
         partition([1.0, 1.0, 1.0], [1.0] * 4)
 
 
 @pytest.mark.parametrize(
-    "costs, speeds", [([1.0, -1.0], [1.0]), ([1.0, 1.0], [1.0, 0.0]), ([1.0, 1.0], [-1.0, 1.0])]
+    ("costs", "speeds"), [([1.0, -1.0], [1.0]), ([1.0, 1.0], [1.0, 0.0]), ([1.0, 1.0], [-1.0, 1.0])]
 )
 def test_impossible_numbers_are_refused(costs, speeds) -> None:
     with pytest.raises(ValueError, match="speeds must be positive"):

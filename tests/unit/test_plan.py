@@ -91,7 +91,7 @@ def test_make_plan_chooses_stages() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, text",
+    ("arguments", "text"),
     [
         ({"stages": -1}, "stages must be at least 0, but is -1"),
         ({"replicas": -2}, "replicas must be at least 0, but is -2"),
@@ -107,7 +107,7 @@ def test_make_plan_refuses(arguments, text) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, available, devices",
+    ("text", "available", "devices"),
     [
         ("auto", GPUS[:2], ("cuda:0", "cuda:1")),
         ("auto", ["cuda:0", "cpu"], ("cuda:0",)),
@@ -123,7 +123,7 @@ def test_parse_devices(text, available, devices) -> None:
 
 
 @pytest.mark.parametrize(
-    "text, culprit",
+    ("text", "culprit"),
     [
         ("", "''"),
         ("cpu,", "''"),

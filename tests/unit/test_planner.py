@@ -116,5 +116,5 @@ def test_the_choice_is_never_slower_than_any_candidate(
     run = {"num_conds": num_conds, "steps": steps, "warm_up": warm_up, "costs": EVEN}
     choice = choose(request, **run)
     best = max(predicted_speedup(plan, **run) for plan in request.candidates())
-    assert choice.speedup == best
+    assert choice.speedup == pytest.approx(best, abs=1e-6)  # what is as good to six digits is equal
     assert 1.0 <= best <= devices + 1e-9

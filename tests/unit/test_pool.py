@@ -29,6 +29,7 @@ class FakeGroup:
         self.alive = self.is_running = False
         self.holds_weights = True
         self.id = f"g{id(self)}"
+        self.workers = self
 
     def start(self) -> None:
         self.alive = True
@@ -42,9 +43,6 @@ class FakeGroup:
     def begin_run(self, schedule: AsyncSchedule) -> None:
         self.is_running = True
 
-    def stop(self) -> None:
-        pass
-
     def unload(self, *, unless_running: bool = False) -> bool:
         if unless_running and self.is_running:
             return False
@@ -55,6 +53,7 @@ class FakeGroup:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> GroupPool:
     monkeypatch.setattr(pool_module, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(pool_module, "close_all", lambda groups: [g.close() for g in groups])
     return GroupPool(lambda: 2)
 
 

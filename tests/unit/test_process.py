@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from asyncdiff_core.errors import WorkerStartError
-from asyncdiff_core.group import cpu_threads_per_worker
+from asyncdiff_core.members import cpu_threads_per_worker
 from asyncdiff_core.process import Launch, WorkerProcess, device_environment
 
 CUDA, HIP = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
 
 
 @pytest.mark.parametrize(
-    "device, base, visible",
+    ("device", "base", "visible"),
     [
         ("cuda:0", {}, "0"),
         ("cuda:3", {}, "3"),
@@ -61,7 +61,7 @@ def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
         assert text in str(caught.value)
 
 
-@pytest.mark.parametrize("total, num, each", [(8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
+@pytest.mark.parametrize(("total", "num", "each"), [(8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 1, 1)])
 def test_workers_share_the_threads_evenly(
     monkeypatch: pytest.MonkeyPatch, total: int, num: int, each: int
 ) -> None:

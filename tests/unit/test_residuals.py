@@ -61,7 +61,7 @@ def test_they_suffice_wherever_the_trunk_is_cut(trunk: Trunk, residuals: Residua
         sent: dict[int, Any] = {}
 
         class Given(Neighbours):
-            consumed = sent  # noqa: B023
+            consumed = sent
 
             def take(self, unit: int) -> Any:
                 return copy_output(self.consumed[unit])

@@ -1,5 +1,7 @@
 """The demonstration's pictures and prompts: the closed vocabulary, the split, the drawing."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_case_spaces_and_the_plural_do_not_matter(prompt):
     ],
 )
 def test_other_prompts_are_refused_with_what_is_allowed(prompt, words):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
         Scene.parse(prompt)
     assert all(word in str(caught.value) for word in words)
 

@@ -2,7 +2,7 @@
 
 import itertools
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -160,7 +160,7 @@ def test_every_partition_equals_the_plain_forward(name: str, num_stages: int) ->
     )
 
 
-@pytest.mark.parametrize("num_stages, num_folds", [(2, 12), (3, 36), (4, 48)])
+@pytest.mark.parametrize(("num_stages", "num_folds"), [(2, 12), (3, 36), (4, 48)])
 def test_every_fold_equals_the_plain_forward(num_stages: int, num_folds: int) -> None:
     models = [staged_model("skipnet") for _ in range(num_stages)]
     expected = plain("skipnet", make_inputs("skipnet", 0))
@@ -254,7 +254,7 @@ def test_the_turn_is_between_the_two_ranges() -> None:
 class Shuffled(Chain):
     """Calls its blocks in an order of its own."""
 
-    order = [0, 1, 2, 3, 4, 5]
+    order: Sequence[int] = range(6)
 
     def forward(self, x: Any, t: Any, context: Any = None, control: Any = None) -> torch.Tensor:
         h, emb, side = self.embed(x), self.time(t.view(-1, 1, 1)), context
@@ -279,7 +279,7 @@ def test_the_order_of_the_layout_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "order, units, culprits",
+    ("order", "units", "culprits"),
     [
         ([0, 2, 1, 3, 4, 5], (0, 6), ("blocks.2", "blocks.1 was due")),  # wrong order
         ([0, 1, 3, 4, 5], (0, 6), ("blocks.3", "blocks.2 was due")),  # one skipped
@@ -350,7 +350,7 @@ def test_metas_describe_nested_outputs_with_none_and_plain_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    "tensor, stride",
+    ("tensor", "stride"),
     [
         (torch.zeros(2, 3, 4, 5), (60, 20, 5, 1)),
         (torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last), (60, 1, 15, 3)),

@@ -18,7 +18,7 @@ def linux_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "devices, backend",
+    ("devices", "backend"),
     [
         (GPUS, "nccl"),
         (("cuda:0",), "nccl"),
@@ -38,7 +38,7 @@ def test_nccl_where_it_can_serve() -> None:
 
 
 @pytest.mark.parametrize(
-    "devices, texts",
+    ("devices", "texts"),
     [
         (("cuda:0", "cuda:1", "cuda:0"), ("one worker per GPU", "cuda:0 is listed twice")),
         (("cuda:0", "cpu"), ("CUDA devices only", "cuda:0,cpu")),

@@ -1,6 +1,7 @@
 """The workflow files: what the browser loads and what the API takes describe the same graph."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def is_link(value: Any) -> bool:
 
 def test_every_workflow_has_a_twin():
     models = ("demo", "flux", "sd15", "sd3", "sdxl", "sdxl_lora_controlnet", "svd", "wan_t2v")
-    assert STEMS == [f"asyncdiff_{model}" for model in models]
-    assert STEMS == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
+    assert [f"asyncdiff_{model}" for model in models] == STEMS
+    assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == STEMS
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -96,6 +97,18 @@ def test_nodes_run_in_the_order_of_their_links(stem):
     order = {node["id"]: node["order"] for node in ui["nodes"]}
     assert sorted(order.values()) == list(range(len(order)))
     assert all(order[source] < order[target] for _, source, _, target, _, _ in ui["links"])
+
+
+def test_one_version_everywhere():
+    """The project file's: in the workflows, and the newest one in the changelog."""
+    project, changes = (
+        (FOLDER.parent / n).read_text("utf-8") for n in ("pyproject.toml", "CHANGELOG.md")
+    )
+    [version] = re.findall(r'^version = "(.*)"$', project, re.MULTILINE)
+    assert re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)[0] == version
+    for stem in STEMS:
+        ours = [n for n in read(stem)[0]["nodes"] if n["type"].startswith("AsyncDiff")]
+        assert {n["properties"]["ver"] for n in ours} == {version}, stem
 
 
 @pytest.mark.parametrize("stem", STEMS)

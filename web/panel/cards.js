@@ -1,13 +1,17 @@
+// @ts-check
 /** A card per worker: where it is, what it holds, what it does. */
 
 import { button, h } from "./dom.js";
 import { bytes, percent, unitWords } from "./words.js";
 
+/** @import { Worker, WorkerReport } from "../types/server.js" */
+/** @import { Child } from "./dom.js" */
+
 /**
- * @param worker one of the status
- * @param run what this worker did in the last run, of the report; undefined if it took no part
+ * @param {Worker} worker one of the status
+ * @param {WorkerReport | undefined} run what this worker did in the last run; undefined if it took no part
  * @param {number} runSeconds how long that run was
- * @param openLog called when its log is wanted
+ * @param {() => void} openLog called when its log is wanted
  */
 export function workerCard(worker, run, runSeconds, openLog) {
   const stage =
@@ -42,12 +46,17 @@ export function workerCard(worker, run, runSeconds, openLog) {
   );
 }
 
-/** Which share of the run this worker computed. */
+/**
+ * Which share of the run this worker computed.
+ * @param {WorkerReport} worker
+ * @param {number} runSeconds
+ */
 export function busyShare(worker, runSeconds) {
   const computed = worker.spans.reduce((sum, span) => sum + span.compute, 0);
   return runSeconds ? Math.min(1, computed / runSeconds) : 0;
 }
 
+/** @param {number} share */
 function busyBar(share) {
   return h(
     "span.ad-busy",
@@ -57,6 +66,7 @@ function busyBar(share) {
   );
 }
 
+/** @param {string} name @param {Child} value @param {string} [more] */
 function entry(name, value, more) {
   return [
     h("dt", {}, name),

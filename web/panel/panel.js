@@ -1,3 +1,4 @@
+// @ts-check
 /** The sidebar tab: problems, the groups with their workers, and the timeline of the last run. */
 
 import { StatusClient } from "../status.js";
@@ -8,6 +9,10 @@ import { planPicture } from "./picture.js";
 import { Timeline, ofReport } from "./timeline.js";
 import { phaseWords, plainError, planWords, seconds } from "./words.js";
 
+/** @import { Group, LastError, Report, Run, Status, Worker } from "../types/server.js" */
+/** @import { Child } from "./dom.js" */
+
+/** @type {Record<Group["state"], string>} */
 const STATE_WORDS = {
   starting: "workers are starting",
   idle: "ready",
@@ -28,11 +33,17 @@ export class Panel {
   #timeline = new Timeline();
   #live = new LiveTimeline();
   #stopListening;
+  /** @type {string | null} */
   #note = null;
   #settled = 0; // the time of the last error that was dismissed
+  /** @type {(ReturnType<typeof ofReport> & {report: Report}) | null} */
   #last = null; // the report that was shown last, as the timeline takes it
 
-  /** @param {(path: string) => void} openPath shows what the server has under a path */
+  /**
+   * @param {HTMLElement} element where it is shown
+   * @param {StatusClient} client
+   * @param {(path: string) => void} openPath shows what the server has under a path
+   */
   constructor(element, client, openPath) {
     this.#client = client;
     this.#openPath = openPath;
@@ -68,16 +79,18 @@ export class Panel {
     );
     // Nothing new is known then, and the bars of a run must not grow.
     if (problem && !this.#run.hidden) return;
-    const running = groups.find((group) => group.run && group.run.evaluations);
-    if (running) this.#showLive(running);
-    else if (report) this.#showReport(report);
+    const running = groups.find((group) => group.run?.evaluations);
+    if (running?.run) this.#showLive(running, running.run);
+    else if (report && this.#last) this.#showReport(this.#last);
     this.#run.hidden = !running && !report;
   }
 
+  /** @param {Group} group @param {Report | null} report */
   #group(group, report) {
-    const isLast = report && report.workers.some((one) => group.workers.some((w) => w.pid === one.pid));
-    const lastRun = (worker) => (isLast ? report.workers.find((one) => one.pid === worker.pid) : undefined);
+    /** @param {Worker} worker */
+    const lastRun = (worker) => report?.workers.find((one) => one.pid === worker.pid);
     const length = this.#last?.length ?? 0;
+    /** @param {Worker} worker */
     const openLog = (worker) => () => this.#openPath(StatusClient.logPath(group.id, worker.rank));
     return h(
       "article.ad-group",
@@ -102,12 +115,13 @@ export class Panel {
     );
   }
 
+  /** @param {Status | null} status @param {string | null} problem */
   *#problemBoxes(status, problem) {
     if (problem) yield problemBox(problem);
     if (this.#note) yield problemBox(this.#note, () => this.#say(null));
     const error = status?.last_errors.at(-1);
     // A run that ended well after an error leaves nothing to worry about.
-    if (!error || error.time <= Math.max(this.#settled, status.last_run?.ended ?? 0)) return;
+    if (!status || !error || error.time <= Math.max(this.#settled, status.last_run?.ended ?? 0)) return;
     const dismiss = () => {
       this.#settled = error.time;
       this.#show();
@@ -115,7 +129,11 @@ export class Panel {
     yield problemBox(plainError(error.text), dismiss, this.#logOf(error, status.groups), error.time);
   }
 
-  /** A button for the log of the worker that an error names, while its group is known. */
+  /**
+   * A button for the log of the worker that an error names, while its group is known.
+   * @param {LastError} error
+   * @param {Group[]} groups
+   */
   #logOf(error, groups) {
     const group = groups.find((one) => one.last_error === error.text);
     const rank = /\bworker (\d+)\b/.exec(error.text)?.[1];
@@ -124,6 +142,7 @@ export class Panel {
     return button("Open log", "file", () => this.#openPath(path), { "data-key": path });
   }
 
+  /** @param {Group} group */
   async #release(group) {
     try {
       const { busy } = await this.#client.release(group.id);
@@ -133,21 +152,23 @@ export class Panel {
     }
   }
 
+  /** @param {string | null} note */
   #say(note) {
     this.#note = note;
     this.#show();
   }
 
-  #showLive(group) {
-    const { rows, length } = this.#live.add(group, performance.now() / 1000);
+  /** @param {Group} group @param {Run} run */
+  #showLive(group, run) {
+    const { rows, length } = this.#live.add(group, run, performance.now() / 1000);
     this.#runTitle.textContent = "This run";
-    this.#runWords.textContent = phaseWords(group.run);
+    this.#runWords.textContent = phaseWords(run);
     this.#timeline.show(rows, length);
   }
 
-  #showReport(report) {
+  /** @param {ReturnType<typeof ofReport> & {report: Report}} last */
+  #showReport({ report, rows, length, preparation }) {
     this.#runTitle.textContent = "Last run";
-    const { rows, length, preparation } = this.#last;
     const parts = [`${seconds(length)} for ${report.evaluations.length} evaluations`];
     if (preparation > 0.5) parts.push(`${seconds(preparation)} before`);
     parts.push(report.model, planWords(report.plan), `warm-up ${report.schedule.warm_up}`);
@@ -156,10 +177,14 @@ export class Panel {
   }
 }
 
-/** One bar for the run: its warm-up in one colour, the rest in the other. */
+/**
+ * One bar for the run: its warm-up in one colour, the rest in the other.
+ * @param {Run} run
+ */
 function progress(run) {
   const all = Math.max(run.steps ?? run.evaluations, run.evaluations, 1);
   const warm = Math.min(run.evaluations, run.warm_up);
+  /** @param {string} kind @param {number} number */
   const part = (kind, number) => h(`span.ad-${kind}`, { style: `width: ${(100 * number) / all}%` });
   return h(
     "div.ad-progress",
@@ -169,6 +194,12 @@ function progress(run) {
   );
 }
 
+/**
+ * @param {string} text
+ * @param {() => void} [dismiss]
+ * @param {Child} more
+ * @param {string | number} key
+ */
 function problemBox(text, dismiss, more = null, key = text) {
   const attributes = { type: "button", title: "Dismiss", "aria-label": "Dismiss", onclick: dismiss };
   return h(
@@ -191,6 +222,7 @@ function empty() {
 }
 
 function legend() {
+  /** @param {string} kind @param {string} words */
   const item = (kind, words) => h("span", {}, h(`i.ad-swatch.ad-${kind}`), words);
   return h("p.ad-legend", {}, item("sync", "synchronous"), item("async", "asynchronous"), item("wait", "waiting"));
 }

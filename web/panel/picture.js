@@ -1,7 +1,10 @@
+// @ts-check
 /** The plan in one picture: a row per replica, a box per stage, as wide as its share of blocks. */
 
 import { h, s } from "./dom.js";
 import { numUnits } from "./words.js";
+
+/** @import { Group, Worker } from "../types/server.js" */
 
 const WIDTH = 320;
 const ROW = 46;
@@ -10,7 +13,10 @@ const GAP = 18;
 const BOX = 38;
 const NARROW = 50; // boxes below this have room for a number, and their title says the rest
 
-/** An SVG of the workers of a group; boxes have the states of their workers as classes. */
+/**
+ * An SVG of the workers of a group; boxes have the states of their workers as classes.
+ * @param {Group} group
+ */
 export function planPicture(group) {
   const { stages, replicas, stride } = group.plan;
   const rowHeight = ROW + (stride - 1) * COPY;
@@ -39,7 +45,11 @@ export function planPicture(group) {
   return h("div.ad-picture", {}, svg);
 }
 
-/** Stages as wide as their blocks, but wide enough to be read. */
+/**
+ * Stages as wide as their blocks, but wide enough to be read.
+ * @param {Worker[]} workers
+ * @param {number} stages
+ */
 function stageWidths(workers, stages) {
   const room = WIDTH - GAP * (stages - 1);
   const least = Math.min(56, room / stages);
@@ -53,6 +63,13 @@ function stageWidths(workers, stages) {
   );
 }
 
+/**
+ * @param {Worker} worker
+ * @param {number} x
+ * @param {number} y
+ * @param {number} width
+ * @param {number} height
+ */
 function box(worker, x, y, width, height) {
   const isCopy = height < BOX;
   const isNarrow = width < NARROW;
@@ -75,9 +92,11 @@ function box(worker, x, y, width, height) {
   return group;
 }
 
+/** @param {number} x @param {number} y @param {string} words @param {string} kind */
 const text = (x, y, words, kind = "") =>
   s(kind ? `text.${kind}` : "text", { x, y, "text-anchor": "middle" }, words);
 
+/** @param {number} x @param {number} y */
 function arrow(x, y) {
   const [from, to] = [x + 3, x + GAP - 4];
   return s("path.ad-arrow", { d: `M${from} ${y}H${to}m-4 -4l4 4l-4 4` });

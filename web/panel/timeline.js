@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * The timeline of a run: a row per worker, a bar per evaluation, seconds to the right.
  *
@@ -9,6 +10,13 @@
 import { h, s } from "./dom.js";
 import { seconds } from "./words.js";
 
+/** @import { Report, Span } from "../types/server.js" */
+
+/**
+ * @typedef {{label: string, spans: Span[]}} Row what one worker did
+ * @typedef {Span & {end: number, last: number}} Joined a bar, of the evaluations from `index` to `last`
+ */
+
 const LABEL = 62;
 const ROW = 24;
 const BAR = 16;
@@ -17,11 +25,14 @@ const MIN_SECONDS = 0.005; // what can be zoomed to
 const NARROW = 2; // pixels below which a bar is joined with its neighbours
 
 export class Timeline {
+  /** @type {Row[]} */
   #rows = [];
   #length = 1;
   #from = 0;
   #to = 1;
+  /** @type {{x: number, from: number} | null} */
   #drag = null;
+  /** @type {number | null} */
   #frame = null;
   #svg = s("svg.ad-timeline", {
     tabindex: "0",
@@ -48,7 +59,7 @@ export class Timeline {
   }
 
   /**
-   * @param {{label: string, spans: {index, lane, mode, start, wait, compute}[]}[]} rows
+   * @param {Row[]} rows
    * @param {number} length in seconds
    */
   show(rows, length) {
@@ -65,7 +76,7 @@ export class Timeline {
   }
 
   close() {
-    cancelAnimationFrame(this.#frame);
+    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
     this.#observer.disconnect();
   }
 
@@ -73,6 +84,7 @@ export class Timeline {
     return Math.max(160, this.element.clientWidth);
   }
 
+  /** @param {WheelEvent} event */
   #wheel(event) {
     event.preventDefault();
     const x = event.clientX - this.#svg.getBoundingClientRect().left;
@@ -80,8 +92,10 @@ export class Timeline {
     this.#zoom(Math.exp(event.deltaY * 0.0015), Math.min(1, Math.max(0, share)));
   }
 
+  /** @param {KeyboardEvent} event */
   #key(event) {
     const step = 0.2 * (this.#to - this.#from);
+    /** @type {Record<string, () => void>} */
     const actions = {
       "+": () => this.#zoom(1 / 1.5, 0.5),
       "-": () => this.#zoom(1.5, 0.5),
@@ -96,13 +110,18 @@ export class Timeline {
     action();
   }
 
-  /** Show `factor` times as many seconds; what is at `share` of the width stays there. */
+  /**
+   * Show `factor` times as many seconds; what is at `share` of the width stays there.
+   * @param {number} factor
+   * @param {number} share
+   */
   #zoom(factor, share) {
     const span = this.#to - this.#from;
     const wanted = Math.min(this.#length, Math.max(Math.min(MIN_SECONDS, this.#length), span * factor));
     this.#place(this.#from + share * (span - wanted), wanted);
   }
 
+  /** @param {PointerEvent} event */
   #move(event) {
     if (!this.#drag) return;
     const span = this.#to - this.#from;
@@ -110,6 +129,7 @@ export class Timeline {
     this.#place(this.#drag.from - moved, span);
   }
 
+  /** @param {number} from @param {number} span */
   #place(from, span) {
     this.#from = Math.min(Math.max(0, from), this.#length - span);
     this.#to = span === this.#length ? span : this.#from + span;
@@ -122,14 +142,15 @@ export class Timeline {
   }
 
   #draw() {
-    cancelAnimationFrame(this.#frame);
+    if (this.#frame !== null) cancelAnimationFrame(this.#frame);
     this.#frame = null;
     const width = this.#width;
     const bottom = ROW * this.#rows.length;
     const scale = (width - LABEL) / (this.#to - this.#from);
+    /** @param {number} time */
     const place = (time) => LABEL + (time - this.#from) * scale;
-    this.#svg.setAttribute("height", bottom + AXIS);
-    this.#svg.setAttribute("width", width);
+    this.#svg.setAttribute("height", String(bottom + AXIS));
+    this.#svg.setAttribute("width", String(width));
     const bars = s("svg", { x: LABEL, y: 0, width: width - LABEL, height: bottom });
     const content = [...this.#axis(place, bottom, width), bars];
     this.#rows.forEach((row, number) => {
@@ -142,6 +163,7 @@ export class Timeline {
     this.#svg.replaceChildren(...content);
   }
 
+  /** @param {(time: number) => number} place @param {number} bottom @param {number} width */
   *#axis(place, bottom, width) {
     const interval = tickInterval(this.#to - this.#from, (width - LABEL) / 56);
     const first = Math.ceil(this.#from / interval - 1e-9);
@@ -158,6 +180,7 @@ export class Timeline {
 /**
  * What `Timeline.show` takes, of a report of `GET /asyncdiff/report`. It begins with the first
  * evaluation; `preparation` is the seconds before it, in which workers start and load.
+ * @param {Report} report
  */
 export function ofReport(report) {
   const spans = report.workers.flatMap((worker) => worker.spans);
@@ -170,7 +193,11 @@ export function ofReport(report) {
   return { rows, length: end - preparation, preparation };
 }
 
-/** The smallest of .., 0.1, 0.2, 0.5, 1, 2, .. that divides `length` into at most `most` parts. */
+/**
+ * The smallest of .., 0.1, 0.2, 0.5, 1, 2, .. that divides `length` into at most `most` parts.
+ * @param {number} length
+ * @param {number} most
+ */
 export function tickInterval(length, most) {
   for (let power = 1e-6; ; power *= 10) {
     for (const step of [1, 2, 5]) if (length / (step * power) <= Math.max(1, most)) return step * power;
@@ -181,8 +208,13 @@ export function tickInterval(length, most) {
  * The spans that `from` to `to` shows, with their `end`; `spans` are in the order of their start.
  * Neighbours of one mode that take less than `narrow` seconds together become one, of which `last` is
  * the index of the last evaluation.
+ * @param {Span[]} spans
+ * @param {number} from
+ * @param {number} to
+ * @param {number} narrow
  */
 export function* joined(spans, from, to, narrow) {
+  /** @type {Joined | null} */
   let group = null;
   for (const span of spans) {
     const end = span.start + span.wait + span.compute;
@@ -199,6 +231,7 @@ export function* joined(spans, from, to, narrow) {
   if (group) yield group;
 }
 
+/** @param {Joined} span @param {(time: number) => number} place @param {number} y */
 function bar(span, place, y) {
   const [begin, ready] = [place(span.start), place(span.start + span.wait)];
   const end = place(span.end);

@@ -26,10 +26,10 @@ def main(comfyui: str, pack: str) -> None:
 
     from asyncdiff_core.errors import WorkerError
     from asyncdiff_core.host.attachments import split_options
+    from asyncdiff_core.host.calls import ModelCall
     from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.host.layouts import entry_of, layout_of
     from asyncdiff_core.host.pool import POOL
-    from asyncdiff_core.host.remote import lane_key
     from asyncdiff_core.host.skeleton import make_remote
     from asyncdiff_core.oracle import Oracle
     from asyncdiff_core.schedule import AsyncSchedule
@@ -58,9 +58,9 @@ def main(comfyui: str, pack: str) -> None:
         oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages)
         oracle.begin_run(AsyncSchedule(warm_up))
 
-        def evaluate(x: object, options: dict, with_options: object) -> torch.Tensor:
-            options, _ = split_options(options)
-            return oracle.evaluate(lane_key(options, x), *with_options(options))
+        def evaluate(call: ModelCall) -> torch.Tensor:
+            call = call.with_options(split_options(call.options)[0])
+            return oracle.evaluate(call.lane_key, *call.inputs)
 
         make_remote(real, evaluate)
         return patcher
@@ -107,7 +107,7 @@ def main(comfyui: str, pack: str) -> None:
             full = sample(with_schedule(model, steps, False), name)
             held[f"{name}: full warm-up equals stock"] = torch.equal(full, stock)
             ours = sample(with_schedule(model, 1, False), name)
-            stages = POOL.peek(model.remote.key).stages
+            stages = POOL.peek(model.remote.key).holdings.stages
             without = ours
             oracle = sample(oracle_model(name, stages, 1), name)
             held[f"{name}: async equals oracle"] = torch.equal(ours, oracle)

@@ -50,7 +50,7 @@ def main(comfyui: str, pack: str, folder: str) -> None:
     resumed.run()
     training("other seed", seed=1).run()
 
-    log = [json.loads(line) for line in Path(folder, "at once", "log.jsonl").open()]
+    log = [*map(json.loads, Path(folder, "at once", "log.jsonl").read_text().splitlines())]
     held = {
         "it goes on where it was": resumed_at == 2,
         "the same weights in two sittings": same(weights("at once"), weights("two sittings")),

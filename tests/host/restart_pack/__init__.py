@@ -11,4 +11,4 @@ NODE_CLASS_MAPPINGS: dict = {}
 @PromptServer.instance.routes.get("/test/restart")
 async def restart(request):
     """Become a new ComfyUI in the same process."""
-    os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *sys.argv])

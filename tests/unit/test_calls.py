@@ -1,4 +1,4 @@
-"""Dealing the conds of a batch to replicas, and the forecast of sigmas. Neither needs ComfyUI."""
+"""Calls in parts for replicas, and the forecast of sigmas. Neither needs ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from asyncdiff_core.host.dealing import deal, gather, options_of_hand, take
+from asyncdiff_core.host.calls import ModelCall, gather, scatter
 from asyncdiff_core.host.forecast import AUDIO, Forecaster
 
 
 def test_chunks_go_by_cond_index() -> None:
-    assert deal([1, 0], 2) == [[1], [0]]
-    assert deal([0, 1, 0, 0], 2) == [[0, 2, 3], [1]]
-    assert deal([0, 1, 2], 2) == [[0, 2], [1]]
-    assert deal([0, 0], 2) == [[0, 1]]
-    assert deal([1, 0], 3) == [[1], [0]]
-    assert deal([3, 5, 7], 3) == [[0], [1], [2]]
+    assert scatter([1, 0], 2) == [[1], [0]]
+    assert scatter([0, 1, 0, 0], 2) == [[0, 2, 3], [1]]
+    assert scatter([0, 1, 2], 2) == [[0, 2], [1]]
+    assert scatter([0, 0], 2) == [[0, 1]]
+    assert scatter([1, 0], 3) == [[1], [0]]
+    assert scatter([3, 5, 7], 3) == [[0], [1], [2]]
 
 
 def inputs(options: Any) -> Any:
@@ -30,12 +30,14 @@ def inputs(options: Any) -> Any:
     return (x, torch.arange(6.0)), kwargs
 
 
-def test_a_hand_is_the_rows_of_its_chunks() -> None:
+def test_a_part_is_the_rows_of_its_chunks() -> None:
     options = {"sample_sigmas": torch.arange(6.0), "uuids": [7, 8, 9], "cond_or_uncond": [1, 0, 1]}
-    hand = [0, 2]
-    args, kwargs = take(inputs, 3, hand)(options_of_hand(options, hand))
     whole, _ = inputs({})
+    part = ModelCall(whole[0], options, inputs).of_chunks([0, 2])
+    args, kwargs = part.inputs
     rows = [0, 1, 4, 5]
+    assert torch.equal(part.x, whole[0][rows]) and torch.equal(part.latent, part.x)
+    assert part.lane_key == ((7, 9), (1, 1), ((4, 2),))
     assert torch.equal(args[0], whole[0][rows]) and torch.equal(args[1], whole[1][rows])
     assert torch.equal(kwargs["context"].flatten(), torch.tensor([0.0, 1.0, 4.0, 5.0]))
     assert torch.equal(kwargs["control"]["output"][0], torch.tensor([0.0, 1.0, 4.0, 5.0]))
@@ -48,12 +50,12 @@ def test_a_hand_is_the_rows_of_its_chunks() -> None:
     assert torch.equal(dealt["sample_sigmas"], torch.arange(6.0))
 
 
-def test_gather_undoes_deal() -> None:
+def test_gather_undoes_scatter() -> None:
     whole = torch.randn(6, 3)
-    hands = deal([0, 1, 0], 2)
-    outputs = [torch.cat([whole.chunk(3)[chunk] for chunk in hand]) for hand in hands]
-    assert torch.equal(gather(outputs, hands), whole)
-    both = gather([[output, 2 * output] for output in outputs], hands)  # video and audio
+    parts = scatter([0, 1, 0], 2)
+    outputs = [torch.cat([whole.chunk(3)[chunk] for chunk in hand]) for hand in parts]
+    assert torch.equal(gather(outputs, parts), whole)
+    both = gather([[output, 2 * output] for output in outputs], parts)  # video and audio
     assert torch.equal(both[0], whole) and torch.equal(both[1], 2 * whole)
 
 
@@ -77,7 +79,7 @@ def call(
         more = {} if audio is None else {AUDIO: t if audio is SAME else audio}
         return (torch.zeros(2, 4), t), {"transformer_options": options, **more}
 
-    return Forecaster(Sampling()).forecast(options, with_options)
+    return Forecaster(Sampling()).forecast(ModelCall(torch.zeros(2, 4), options, with_options))
 
 
 def test_the_coming_sigmas_are_those_behind_this_one() -> None:
@@ -108,4 +110,5 @@ def test_the_timestep_of_the_audio_goes_along() -> None:
 
 
 def test_no_sigma_no_forecast() -> None:
-    assert Forecaster(Sampling()).forecast({}, lambda options: ((), {})) is None
+    unknown = ModelCall(torch.zeros(2, 4), {}, lambda options: ((), {}))
+    assert Forecaster(Sampling()).forecast(unknown) is None

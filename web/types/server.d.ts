@@ -1,0 +1,102 @@
+/** What the routes below `/asyncdiff/` answer, as far as the page reads it. */
+
+export interface Plan {
+  devices: string[];
+  stages: number;
+  replicas: number;
+  stride: number;
+}
+
+/** A worker of a group. */
+export interface Worker {
+  rank: number;
+  device: string;
+  device_name: string | null;
+  pid: number;
+  replica: number;
+  stage: number;
+  lead: number;
+  units: [number, number][];
+  num_units: number;
+  state: "starting" | "loading" | "idle" | "computing" | "waiting" | "stopped";
+  weight_bytes: number;
+  activation_bytes: number;
+  resident_bytes: number;
+  log_file: string;
+}
+
+/** A run that goes on. */
+export interface Run {
+  prompt_id: string | null;
+  node_id: string | null;
+  warm_up: number;
+  steps: number | null;
+  evaluations: number;
+  mode: Mode | null;
+}
+
+export type Mode = "sync" | "async";
+
+export interface Group {
+  id: string;
+  model: string;
+  files: string[];
+  state: "starting" | "idle" | "loading" | "sampling" | "parked" | "broken";
+  plan: Plan;
+  run: Run | null;
+  last_error: string | null;
+  workers: Worker[];
+}
+
+export interface LastError {
+  time: number;
+  text: string;
+}
+
+/** `GET /asyncdiff/status`. */
+export interface Status {
+  groups: Group[];
+  last_run: { ended: number } | null;
+  last_errors: LastError[];
+}
+
+/** What a worker did in one evaluation. */
+export interface Span {
+  index: number;
+  lane: number;
+  /** Null where it is not known yet. */
+  mode: Mode | null;
+  start: number;
+  wait: number;
+  compute: number;
+}
+
+/** A worker in a report. */
+export interface WorkerReport {
+  device: string;
+  pid: number;
+  spans: (Span & { end: number })[];
+}
+
+/** A run of `GET /asyncdiff/report`. */
+export interface Report {
+  model: string;
+  plan: Plan;
+  schedule: { warm_up: number };
+  seconds: number;
+  ended: number;
+  evaluations: object[];
+  workers: WorkerReport[];
+}
+
+/** `POST /asyncdiff/release`: ids of groups. */
+export interface Released {
+  released: string[];
+  busy: string[];
+}
+
+/** `GET /asyncdiff/devices`. */
+export interface Machine {
+  devices: { name: string; title: string; memory_bytes: number }[];
+  auto: string[];
+}
