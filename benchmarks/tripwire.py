@@ -67,8 +67,9 @@ def main() -> None:
     verify, with_checks, without = map(statistics.median, (verified, checked, plain))
     print(
         f"{(owned + shared) / 2**20:.0f} MiB of weights, latent 2x16x64x64: loaded in "
-        f"{load:.1f} s, looked at in {1e3 * verify:.1f} ms; an evaluation takes {with_checks:.3f} s with the "
-        f"checks of its outputs and {without:.3f} s without: {with_checks / without:.3f}x"
+        f"{load:.1f} s, looked at in {1e3 * verify:.1f} ms; an evaluation takes "
+        f"{with_checks:.3f} s with the checks of its outputs and {without:.3f} s without: "
+        f"{with_checks / without:.3f}x"
     )
 
 
