@@ -36,6 +36,7 @@ SHORT = {
     "python": "-c pass",
     "serve": "--quick-test-for-ci --port PORT",
     "python benchmarks/overhead.py": "--workers 2 --evaluations 10",
+    "python benchmarks/tripwire.py": "--depth 2",
     "python -m benchmarks.folds": "--train 1 --steps 3 --prompts 1",
     "python -m benchmarks.plans": "--steps 3 --warm-up 1 --repeats 1 --plans 2,1,1 --levels 2",
     "python -m benchmarks.samplers": "--steps 3 --names euler --out OUT/samplers.md",
@@ -46,8 +47,7 @@ SHORT = {
 # These start servers. They run in this process and get the tests' own in their place.
 SHORT_ON_SERVER = {
     "python -m benchmarks.compatibility": [
-        *("--out", "OUT/compatibility.md", "--only", "HunyuanDiT", "flux, bf16"),
-        *("T2I adapter", "attention override"),
+        *("--out", "OUT/compatibility.md", "--only", "HunyuanDiT", "flux, bf16", "T2I adapter"),
     ],
     "python -m benchmarks.templates": ["--out", "OUT/templates.md", "--only", "^default$"],
     f"{RELIABILITY} faults": ["--only", "SIGKILL:async", "--document", "DOCUMENT"],
@@ -63,6 +63,7 @@ SHORT_ON_SERVER = {
 ALONE = {f"{RELIABILITY} faults", f"{RELIABILITY} free"}  # want no workers but their own
 NOT_HERE = {
     "demo": "takes minutes; tests/unit/test_demo.py and tests/host/test_shapes.py try its parts",
+    "lint": "reads code; `dev.py test` begins with it",
     "quality": "tests/host/test_quality.py runs it",
     "test": "would run itself",
     f"{RELIABILITY} intruder": "tests/distributed/test_intruder.py runs it",
