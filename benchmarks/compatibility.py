@@ -1,9 +1,10 @@
 """Which models and which changes to models work, as a page: tried now, one after the other.
 
-    python3 dev.py python -m benchmarks.compatibility [--out docs/compatibility.md]
+    python3 dev.py python -m benchmarks.compatibility [--out docs/compatibility.md] [--only ..]
 
 Runs what tests/host/test_architectures.py, test_stock_format.py, test_features.py and test_ways.py
-run, and writes down what came of it. Takes an hour on two cores.
+run, and writes down what came of it. Takes an hour on two cores. With names of architectures, of
+features, of ways of packs, or of a file as it is printed ('sd2, fp8') only these are tried.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ def main() -> None:
     path = os.environ.get("COMFYUI_PATH")
     parser.add_argument("--comfyui", type=Path, default=path, required=path is None)
     parser.add_argument("--out", type=Path, default=REPO_ROOT / "docs" / "compatibility.md")
+    parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="what is tried")
     options = parser.parse_args()
     comfyui = options.comfyui.resolve()
-    architectures = run_architectures(comfyui)
-    features, files, ways = run_on_server(comfyui)
+    architectures = run_architectures(comfyui, options.only)
+    features, files, ways = run_on_server(comfyui, options.only)
     rows = architecture_rows(architectures, features, files)
     formats = [(label, *came.values()) for label, came in files.items()]
     options.out.write_text(page(rows, files, features, ways, version_of(comfyui)))
@@ -64,13 +66,13 @@ def version_of(comfyui: Path) -> str:
     return done.stdout.strip()
 
 
-def run_architectures(comfyui: Path) -> dict[str, Any]:
+def run_architectures(comfyui: Path, only: Collection[str]) -> dict[str, Any]:
     from harness.processes import run
 
-    return run("architecture_parity.py", comfyui, REPO_ROOT, timeout=1800)
+    return run("architecture_parity.py", comfyui, REPO_ROOT, *only, timeout=1800)
 
 
-def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
+def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files, Ways]:
     """What came of each feature, of the files in the stock format, and of what packs do."""
     from demo import shapes
     from harness.comfy_server import ComfyServer
@@ -102,10 +104,12 @@ def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
         with ComfyServer(comfyui, Path(folder), env=env, more_packs=packs) as server:
             write_models(server.models)
             write_files(server.models)
-            for feature in FEATURES:
+            for feature in (one for one in FEATURES if not only or one.name in only):
                 result = attempt(feature.name, partial(outcome, server, feature))
                 rows.append((feature.name, feature.kind, result))
-            for name, family in write(server).items():
+            wanted = wanted_files(only, FORMATS)
+            families = write(server, wanted, wanted) if wanted or not only else {}
+            for name, family in families.items():
                 if "missing" in family:
                     continue  # in this ComfyUI
                 came = files[family["label"]] = dict.fromkeys(FORMATS, UNTRIED)
@@ -115,7 +119,7 @@ def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
                             f"{name}, {kind}", partial(compared, name, family, kind)
                         )
                     server.post("/asyncdiff/release", {})
-            for way in WAYS:
+            for way in (one for one in WAYS if not only or one.name in only):
                 results = [
                     attempt(
                         f"{way.name} {PLACES[place]}",
@@ -125,6 +129,15 @@ def run_on_server(comfyui: Path) -> tuple[Features, Files, Ways]:
                 ]
                 ways.append((way.name, way.packs, *map(_in_short, results)))
     return rows, files, ways
+
+
+def wanted_files(only: Collection[str], formats: Collection[str]) -> dict[str, list[str]]:
+    """The formats of each family for which `only` has names like 'sd2, fp8'."""
+    wanted: dict[str, list[str]] = {}
+    for name, _, kind in (text.partition(", ") for text in only):
+        if kind in formats:
+            wanted.setdefault(name, []).append(kind)
+    return wanted
 
 
 def _in_short(result: str) -> str:
@@ -175,7 +188,7 @@ def page(
     rows: list[tuple[str, ...]], files: Files, features: Features, ways: Ways, version: str
 ) -> str:
     """The tables as a document."""
-    formats = list(next(iter(files.values())))
+    formats = list(next(iter(files.values()), ()))
     lines = [
         "# Compatibility",
         "",

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BATCH, CHANNELS, NUM_PROMPTS = 32, 32, 32
+BATCH, CHANNELS = 32, 32
 SETTINGS = [(stages, warm_up) for stages in (2, 3) for warm_up in (1, 3, 5)]
 
 
@@ -28,16 +28,17 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=path, required=path is None)
     parser.add_argument("--train", type=int, default=700, help="steps of the training")
     parser.add_argument("--steps", type=int, default=30, help="steps of the sampling")
+    parser.add_argument("--prompts", type=int, default=32, help="held-out prompts that are sampled")
     options = parser.parse_args()
     sys.path.insert(0, str(options.comfyui.resolve()))
     sys.argv[1:] = ["--cpu", "--use-pytorch-cross-attention"]
-    Comparison(options.train).print_table(options.steps)
+    Comparison(options.train, options.prompts).print_table(options.steps)
 
 
 class Comparison:
     """A trained UNet, and what becomes of its pictures."""
 
-    def __init__(self, num_training_steps: int) -> None:
+    def __init__(self, num_training_steps: int, num_prompts: int) -> None:
         import comfy.options
 
         comfy.options.enable_args_parsing()
@@ -56,7 +57,7 @@ class Comparison:
         self.format = comfy.latent_formats.Wan21()
         self.codec = Codec.load(Path(__file__).parents[1] / "demo/shapes/weights" / CODEC)
         self.scenes, held_out = split()
-        self.held_out = held_out[:NUM_PROMPTS]
+        self.held_out = held_out[:num_prompts]
         torch.manual_seed(0)
         self.model = UNetModel(
             image_size=32,

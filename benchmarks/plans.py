@@ -19,12 +19,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 # (stages, stride, replicas)
-PLANS = ((2, 1, 1), (1, 1, 2), (3, 1, 1), (4, 1, 1), (3, 2, 1), (2, 1, 2))
+Plan = tuple[int, int, int]
+PLANS: tuple[Plan, ...] = ((2, 1, 1), (1, 1, 2), (3, 1, 1), (4, 1, 1), (3, 2, 1), (2, 1, 2))
 
 
 def main() -> None:
@@ -34,14 +36,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--plans", nargs="+", type=plan_of, default=PLANS, metavar="N,S,R", help="only these"
+    )
+    parser.add_argument("--levels", type=int, choices=(2, 3), default=3, help="of the model")
     options = parser.parse_args()
+    least = options.warm_up + 1 + max(stride for _, stride, _ in options.plans)
+    if options.steps < least:
+        parser.error(f"--steps: at least {least}, so that there are two rounds after the warm-up")
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu"]
-    measure(options.steps, options.warm_up, options.repeats)
+    measure(options.steps, options.warm_up, options.repeats, options.plans, options.levels)
 
 
-def measure(steps: int, warm_up: int, repeats: int) -> None:
+def plan_of(text: str) -> Plan:
+    stages, stride, replicas = map(int, text.split(","))
+    return stages, stride, replicas
+
+
+def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_levels: int) -> None:
     """Print the table."""
     import comfy.options
 
@@ -73,11 +87,11 @@ def measure(steps: int, warm_up: int, repeats: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         file = checkpoints.write_sd15(
-            Path(folder) / "model.safetensors", levels=checkpoints.THREE_LEVELS
+            Path(folder) / "model.safetensors", levels=checkpoints.THREE_LEVELS[:num_levels]
         )
         stock = comfy.sd.load_checkpoint_guess_config(str(file), False, False)[0]
-        subjects: list[tuple[tuple[int, int, int] | None, Any]] = [(None, stock)]
-        for stages, stride, replicas in PLANS:
+        subjects: list[tuple[Plan | None, Any]] = [(None, stock)]
+        for stages, stride, replicas in plans:
             workers = replicas * (stages + stride - 1)
             if workers <= cores:
                 plan = plan_for(",".join(["cpu"] * workers), stages, replicas, stride)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -25,9 +26,12 @@ KINDS = (
 PACKED = {name: ("nvfp4", "w4a4") for name in ("sd2", "vega", "cogvideox")}
 
 
-def write(server: ComfyServer, kinds: dict[str, list[str]] | None = None) -> dict[str, Any]:
+def write(
+    server: ComfyServer, kinds: dict[str, list[str]] | None = None, only: Collection[str] = ()
+) -> dict[str, Any]:
+    """Have stock_format.py write these kinds, by default all, of the families in `only`, or all."""
     wanted = json.dumps(kinds or {})
-    return run("stock_format.py", server.comfyui, server.models, wanted, timeout=600)
+    return run("stock_format.py", server.comfyui, server.models, wanted, *only, timeout=600)
 
 
 def workflow(name: str, family: dict[str, Any], lora: float, kind: str = "fp32") -> Workflow:

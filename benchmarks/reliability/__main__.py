@@ -45,6 +45,7 @@ def main() -> None:
     def command(name: str, function: Callable[[argparse.Namespace, Path], Any]) -> Any:
         sub = commands.add_parser(name)
         sub.set_defaults(function=function)
+        sub.add_argument("--document", type=Path, default=DOCUMENT, help="gets what is found")
         return sub
 
     sub = command("faults", run_faults)
@@ -52,11 +53,14 @@ def main() -> None:
     sub = command("soak", run_soak)
     sub.add_argument("--prompts", type=int, default=200)
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--only", nargs="*", default=(), metavar="VARIANT")
+    sub.add_argument("--rounds", type=int, default=soak.ROUNDS, help="of a census")
     sub = command("marathon", run_marathon)
     sub.add_argument("--prompts", type=int, default=10_000)
     sub = command("cancel", run_cancel)
     sub.add_argument("--count", type=int, default=50)
-    command("free", run_free)
+    sub = command("free", run_free)
+    sub.add_argument("--depth", type=int, default=free.DEPTH, help="of the model")
     sub = command("fuzz", run_fuzz)
     sub.add_argument("--count", type=int, default=1000)
     sub.add_argument("--seed", type=int, default=0)
@@ -85,9 +89,9 @@ def run_faults(options: argparse.Namespace, folder: Path) -> list[str]:
                 print(f"    {problem}", flush=True)
     print(faults.table(cases))
     if not options.only:
-        fill(DOCUMENT, "faults", faults.table(cases))
+        fill(options.document, "faults", faults.table(cases))
         result = {**answers.summary(), "problems": answers.problems()}
-        return problems + report("faults", result, "answers")
+        return problems + report(options, "faults", result, "answers")
     return problems + answers.problems()
 
 
@@ -97,52 +101,61 @@ def run_soak(options: argparse.Namespace, folder: Path) -> list[str]:
         (folder / name / "tmp").mkdir(parents=True)
         temporary = str(folder / name / "tmp")
         with live.serving(options.comfyui, folder / name, TMPDIR=temporary) as (server, watch):
-            one = soak.Soak(server, watch, options.seed, is_stock=name == "stock")
-            results[name] = one.run(options.prompts)
+            one = soak.Soak(server, watch, options.seed, options.only, is_stock=name == "stock")
+            results[name] = one.run(options.prompts, rounds=options.rounds)
     result = results["spread"]
     for when in ("first census", "last census"):
         alone = results["stock"][when]
         result[f"{when}, the same with stock nodes"] = alone and {"ComfyUI": alone["ComfyUI"]}
     result["problems"] += [f"stock nodes: {text}" for text in results["stock"]["problems"]]
-    return report(f"soak --prompts {options.prompts} --seed {options.seed}", result)
+    command = f"soak --prompts {options.prompts} --seed {options.seed}"
+    if options.only:
+        command += " --only " + " ".join(f"'{name}'" for name in options.only)
+    if options.rounds != soak.ROUNDS:
+        command += f" --rounds {options.rounds}"
+    return report(options, command, result)
 
 
 def run_marathon(options: argparse.Namespace, folder: Path) -> list[str]:
     (folder / "tmp").mkdir()
     with live.serving(options.comfyui, folder, TMPDIR=str(folder / "tmp")) as (server, watch):
         result = marathon.measure(server, watch, options.prompts)
-    return report(f"marathon --prompts {options.prompts}", result)
+    return report(options, f"marathon --prompts {options.prompts}", result)
 
 
 def run_cancel(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
         result = cancel.measure(server, watch, options.count)
     result["problems"] += cancel.late(result)
-    return report(f"cancel --count {options.count}", result)
+    return report(options, f"cancel --count {options.count}", result)
 
 
 def run_free(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
-        return report("free", free.measure(server, watch))
+        result = free.measure(server, watch, options.depth)
+    command = "free" if options.depth == free.DEPTH else f"free --depth {options.depth}"
+    return report(options, command, result)
 
 
 def run_fuzz(options: argparse.Namespace, folder: Path) -> list[str]:
     with live.serving(options.comfyui, folder) as (server, watch):
         result = fuzz.measure(server, watch, options.count, options.seed)
-    return report(f"fuzz --count {options.count} --seed {options.seed}", result)
+    return report(options, f"fuzz --count {options.count} --seed {options.seed}", result)
 
 
 def run_intruder(options: argparse.Namespace, folder: Path) -> list[str]:
     # In a process of its own, whose network is taken away.
     command = [sys.executable, "-m", intruder.__name__, str(folder), str(options.count)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=REPO_ROOT)
-    return report(f"intruder --count {options.count}", json.loads(done.stdout))
+    return report(options, f"intruder --count {options.count}", json.loads(done.stdout))
 
 
-def report(command: str, result: dict[str, Any], place: str = "") -> list[str]:
+def report(
+    options: argparse.Namespace, command: str, result: dict[str, Any], place: str = ""
+) -> list[str]:
     """Print what was found, and put it into the document; what of it is not as it should be."""
     print(json.dumps(result, indent=2))
-    fill(DOCUMENT, place or command.split()[0], figures(command, result))
+    fill(options.document, place or command.split()[0], figures(command, result))
     return list(result["problems"])
 
 

@@ -63,14 +63,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    features, accuracy = train(options.seed)
+    features, accuracy = train(options.seed, options.steps)
     options.out.mkdir(parents=True, exist_ok=True)
     save_file(features.state_dict(), options.out / CLASSIFIER)
     print(f"all four right on {accuracy:.1%} of new pictures")
 
 
-def train(seed: int) -> tuple[Features, float]:
+def train(seed: int, steps: int) -> tuple[Features, float]:
     """The features, and the share of new pictures of which the classifier says everything right."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -79,8 +80,8 @@ def train(seed: int) -> tuple[Features, float]:
     heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(kinds)) for name, kinds in HEADS.items()})
     parameters = [*features.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS)
-    for step in range(STEPS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
+    for step in range(steps):
         pictures, labels = _sample(scenes, rng)
         found = features(pictures)
         losses = [nn.functional.cross_entropy(heads[name](found), labels[name]) for name in HEADS]

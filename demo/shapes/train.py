@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--prompts", type=int, help="held-out ones for the accuracy (default: all)")
     options = parser.parse_args()
     sys.path.insert(0, str(options.comfyui.resolve()))
     sys.argv[1:] = ["--use-pytorch-cross-attention"]
@@ -77,7 +78,8 @@ class Training:
         comfy.model_management.in_training = True  # plain torch operations, which have gradients
         self.out, self.steps, self.seed = options.out, options.steps, options.seed
         self.device = torch.device(options.device)
-        self.scenes, self.held_out = split()
+        self.scenes, held_out = split()
+        self.held_out = held_out[: options.prompts]
         self.format = comfy.latent_formats.Wan21()
 
         torch.manual_seed(self.seed)

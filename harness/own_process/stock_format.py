@@ -1,12 +1,12 @@
 """Run in a process of its own: small checkpoints of many families, in the stock format.
 
-    python stock_format.py COMFYUI MODELS [KINDS]
+    python stock_format.py COMFYUI MODELS [KINDS [NAME ..]]
 
 Writes MODELS/diffusion_models/stock-<name>.safetensors with the names, and where detection asks for
 them the widths, of the published files, and MODELS/loras/stock-<name>.safetensors, which changes
 almost all linear layers. The weights are those of architectures.py; most layers have 65,536 of them
 and more. Beside each file are those in the other formats of formats.py; KINDS is a JSON object that
-says which for each name, if not all.
+says which for each name, if not all. With names only these are written.
 Prints one JSON object: per name the class that has the file, its formats, and the inputs of one
 sampling (see test_stock_format.py); or that this ComfyUI is too old to have the class.
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +261,7 @@ def lora(weights: dict[str, Any], rank: int = 2) -> dict[str, Any]:
     return changes
 
 
-def main(
-    comfyui: str, models: str, kinds: str = "{}", names: Collection[str] | None = None
-) -> None:
+def main(comfyui: str, models: str, kinds: str = "{}", *names: str) -> None:
     """Write those of `names`, by default all."""
     sys.path[:0] = [comfyui, str(Path(__file__).resolve().parents[2])]
     sys.argv[1:] = ["--cpu"]
@@ -285,7 +282,7 @@ def main(
         folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, family in families().items():
-        if names is not None and name not in names:
+        if names and name not in names:
             continue
         path, config = family.pop("path"), family.pop("config")
         architecture = Architecture("", path, config, lambda draw: {})

@@ -281,9 +281,11 @@ def in_stock_format(comfyui: str, folder: Path, wanted: list[list[str]]) -> dict
     kinds: dict[str, list[str]] = {}
     for name, kind, _ in wanted:
         kinds.setdefault(name, []).append(kind)
+    if not kinds:
+        return {}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        stock_format.main(comfyui, str(folder), json.dumps(kinds), kinds)
+        stock_format.main(comfyui, str(folder), json.dumps(kinds), *kinds)
     for name, kind, place in wanted:
         path = folder / "diffusion_models" / stock_format.file_of(name, kind)
         if place == "checkpoints" and path.exists():

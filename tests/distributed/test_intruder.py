@@ -2,13 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from benchmarks.reliability import intruder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="another user's process needs root"
 )
 def test_another_user_finds_no_way_in(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", intruder.__name__, str(tmp_path), "1"]
+    document = tmp_path / "reliability.md"
+    shutil.copy(ROOT / "docs" / "reliability.md", document)
+    command = [sys.executable, "-m", "benchmarks.reliability", "--comfyui", "not used", "intruder"]
+    command += ["--count", "1", "--document", str(document)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if "no network namespace" in done.stderr:
         pytest.skip("this container may make no network namespace")
@@ -25,3 +27,4 @@ def test_another_user_finds_no_way_in(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["problems"] == []
     assert found["chain: normal runs"] == found["fold: normal runs"] == 1
+    assert "intruder --count 1`" in document.read_text()

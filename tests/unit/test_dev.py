@@ -32,7 +32,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces what takes minutes; collects the folders that were built."""
     folders: list[Path] = []
 
-    def step(command: list, scratch: Path, quiet: bool = False) -> None:
+    def step(command: list, scratch: Path) -> None:
         if "venv" in command:
             python = dev.managed_environment_paths(dev.DEFAULT_HOST).python
             python.parent.mkdir(parents=True)
@@ -261,6 +261,29 @@ def test_failed_step_becomes_one_line(tmp_path: Path, said: str, line: str) -> N
         dev.run_step([sys.executable, "-c", code], tmp_path / "tmp")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "setup.log").read_text() == said
+
+
+def test_steps_are_a_line_each_and_the_log_has_the_rest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def step(*lines: str, status: int = 0) -> None:
+        code = f"import sys; print(*{lines!r}, sep='\\n'); sys.exit({status})"
+        with dev.progress(f"[{lines[0]}]"):
+            dev.run_step([sys.executable, "-c", code], tmp_path / "tmp")
+
+    step("first", "Collecting this", "Collecting that")
+    with pytest.raises(dev.SetupError, match=r"^broken .*setup.log"):
+        step("second", *map(str, range(100)), "ERROR: broken", status=1)
+    shown = capfd.readouterr()
+    assert re.fullmatch(r"\[first\] \(\d+ s\)\n\[second\] \n", shown.out)
+    tail = shown.err.split()
+    assert tail == [*map(str, range(101 - dev.TAIL_LINES, 100)), "ERROR:", "broken"]
+    log = (tmp_path / "setup.log").read_text().split("\n")
+    assert log == [
+        *("first", "Collecting this", "Collecting that", "second"),
+        *map(str, range(100)),
+        *("ERROR: broken", ""),
+    ]
 
 
 def test_unreachable_index_ends_the_call_with_one_line(cache: Path) -> None:

@@ -28,7 +28,8 @@ def main(comfyui: str, pack: str, folder: str) -> None:
     def training(name: str, seed: int = 0) -> train.Training:
         out = Path(folder, name)
         out.mkdir(exist_ok=True)
-        return train.Training(argparse.Namespace(out=out, steps=4, seed=seed, device="cpu"))
+        how = {"steps": 4, "seed": seed, "device": "cpu", "prompts": None}
+        return train.Training(argparse.Namespace(out=out, **how))
 
     def weights(name: str, file: str = DIFFUSION_MODEL) -> dict[str, torch.Tensor]:
         return load_file(Path(folder, name, file))
