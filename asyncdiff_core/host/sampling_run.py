@@ -77,11 +77,14 @@ class SamplingRun:
         self._forecaster = forecaster
         self._group = remote.take_group(schedule)
         self._attachments = Attachments(remote.view)
-        self._streams = Streams(lambda: self._group.lane_capacity)
+        self._streams = self._new_streams()
         self._attached: set[str] = set()  # keys of those that the group has
         self._text = RunText()
         self._is_prepared = False
         self._said_idle = False
+
+    def _new_streams(self) -> Streams:
+        return Streams(lambda: self._group.lane_capacity)
 
     def begin_denoiser_call(self) -> None:
         """The sampler calls its denoiser, which may evaluate the model several times."""
@@ -100,9 +103,11 @@ class SamplingRun:
             except WorkerError as error:
                 if self._is_prepared or not self._may_try_again(error):
                     raise
-                # Nothing of this run is lost yet.
+                # Nothing of this run is lost yet, and what the attempt has left is taken back: the
+                # next one is not another evaluation at the same sigma.
                 self._group = self._remote.take_group(self._schedule)
                 self._attached.clear()
+                self._streams = self._new_streams()
                 output = self._evaluate(call)
         except WorkerError as error:
             record_error(self._remote.source.name, error)

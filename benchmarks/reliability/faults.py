@@ -3,7 +3,8 @@
 A case is a kind of fault at a moment, and it is passed if
 
 - the prompt ends within bounded time, with an error on the sampler's node that names the worker,
-  its device, what happened and a log file that exists; where the group was idle it may work;
+  its device, what happened and a log file that exists; where the group was idle it may work, and
+  then gives the picture of before;
 - five seconds later no process of the broken group is left;
 - the next prompt works by itself, and gives the picture of before, bit for bit.
 """
@@ -94,7 +95,7 @@ class Faults:
         except OSError as error:
             raise MissedError(f"{moment}: {error}") from error
         if prompt is None:
-            prompt = self._watch.send(flow(seed=next(_seeds)))
+            prompt = self._watch.send(lab.fresh(flow()))
         outcome = prompt.end(START_SECONDS)
         seconds = outcome.seconds - (injected - prompt.sent)
         if moment in ("start", "load") and prompt.steps_done:
@@ -104,6 +105,12 @@ class Faults:
             cell = "works"
             if moment != "idle":
                 problems.append("nothing happened")
+            else:
+                (result,) = lab.saved(
+                    self._server, self._server.get(f"/history/{prompt.id}")[prompt.id]
+                )
+                if not torch.equal(result, self._expected):
+                    problems.append("the picture is another one")
         else:
             cell = f"{outcome.error}, {max(0.0, seconds):.1f} s"
             problems += wrong_with(outcome, kind, rank)

@@ -63,8 +63,8 @@ SHORT_ON_SERVER = {
 ALONE = {f"{RELIABILITY} faults", f"{RELIABILITY} free"}  # want no workers but their own
 NOT_HERE = {
     "demo": "takes minutes; tests/unit/test_demo.py and tests/host/test_shapes.py try its parts",
-    "lint": "reads code; `dev.py test` begins with it",
     "quality": "tests/host/test_quality.py runs it",
+    "lint": "the whole test run begins with it",
     "test": "would run itself",
     f"{RELIABILITY} intruder": "tests/distributed/test_intruder.py runs it",
     "python -m benchmarks.parity": "takes ten minutes; tests/host/test_own_process.py runs the "

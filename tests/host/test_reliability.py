@@ -24,6 +24,7 @@ CASES = [
     ("hang", "async"),
     ("memory", "async"),
     ("garbage", "idle"),
+    ("hang", "idle"),
 ]
 
 

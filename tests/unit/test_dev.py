@@ -272,7 +272,7 @@ def test_steps_are_a_line_each_and_the_log_has_the_rest(
             dev.run_step([sys.executable, "-c", code], tmp_path / "tmp")
 
     step("first", "Collecting this", "Collecting that")
-    with pytest.raises(dev.SetupError, match=r"^broken .*setup\.log"):
+    with pytest.raises(dev.SetupError, match=r"^broken .*setup.log"):
         step("second", *map(str, range(100)), "ERROR: broken", status=1)
     shown = capfd.readouterr()
     assert re.fullmatch(r"\[first\] \(\d+ s\)\n\[second\] \n", shown.out)
