@@ -42,8 +42,8 @@ def measure(server: ComfyServer, watch: Watch, depth: int = DEPTH) -> dict[str, 
 
     expected = lab.latent(server, flow)
     loaded = _resident(server)
-    # ComfyUI collects garbage when a prompt has ended, and hears of what it is asked to free in that
-    # moment with the next prompt only.
+    # ComfyUI collects garbage when a prompt has ended. What it is asked to free in that moment it
+    # hears of with the next prompt only.
     time.sleep(2)
     server.post("/free", {"unload_models": True, "free_memory": True})
     wait_until(lambda: _is_parked(server), SETTLE_SECONDS, 0.1)
