@@ -118,6 +118,7 @@ class WorkerOutOfMemoryError(WorkerError):
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "std::bad_alloc", "Cannot allocate memory"),
     "failed to map segment",
+    "could not create a primitive",  # oneDNN, for a layer that PyTorch knows it has
 )
 
 

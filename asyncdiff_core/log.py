@@ -78,15 +78,23 @@ def _reap(folder: Path) -> None:
                 os.waitpid(pid, getattr(os, "WNOHANG", 0))
 
 
+_TELLING = re.compile(r"Error\b|\berror\b|^Fatal|Killed|cannot|can't")
+
+
 def last_line(log: Path) -> str:
-    """The last line of a log with something in it, shortened; or nothing."""
+    """The last line of a log that says what went wrong, shortened.
+
+    Where none does, the last one with something in it; or nothing.
+    """
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    text = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    lines = [line.strip() for line in reversed(lines) if line.strip()]
+    # A fatal error of Python's has more lines behind it, about its state and its threads.
+    text = next(filter(_TELLING.search, lines), next(iter(lines), ""))
     return text if len(text) <= 300 else text[:300] + " ..."
 
 

@@ -76,10 +76,13 @@ def _write_garbage(worker: WorkerSeen) -> None:
     write_into(worker.pid, worker.control, data)
 
 
+# As the system, the C library or oneDNN end a process, or a layer, that gets no memory.
+ENDED = ("did not start", "was ended by", "could not create a primitive")
+
 KINDS = (
     *map(_signal, (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGBUS)),
     Kind("hang", lambda worker: os.kill(worker.pid, signal.SIGSTOP), ("made no progress",)),
-    Kind("memory", _squeeze, ("allocate memory", "MemoryError", "did not start", "was ended by")),
+    Kind("memory", _squeeze, ("allocate memory", "memory allocation", "MemoryError", *ENDED)),
     Kind("link", _cut_links, ("link", "Connection"), blames_either=True),
     Kind("control", _cut_control, ("control channel",)),
     Kind("garbage", _write_garbage, ("sent something",)),

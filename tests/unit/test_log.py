@@ -82,6 +82,12 @@ def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
         ("first\nlast one\n\n  \n", "last one"),
         ("x" * 9000 + "\nerror: argument --user-directory", "error: argument --user-directory"),
         ("y" * 9000, "y" * 300 + " ..."),
+        (
+            "Fatal Python error: _PyRuntimeState_Init: memory allocation failed\n"
+            "Python runtime state: unknown\n",
+            "Fatal Python error: _PyRuntimeState_Init: memory allocation failed",
+        ),
+        ("MemoryError\n\nCurrent thread 0x00 (most recent call first):\n  <no frame>", "MemoryError"),
     ],
 )
 def test_last_line(tmp_path: Path, text: str, expected: str) -> None:
