@@ -87,7 +87,10 @@ def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
             "Python runtime state: unknown\n",
             "Fatal Python error: _PyRuntimeState_Init: memory allocation failed",
         ),
-        ("MemoryError\n\nCurrent thread 0x00 (most recent call first):\n  <no frame>", "MemoryError"),
+        (
+            "MemoryError\n\nCurrent thread 0x00 (most recent call first):\n  <no frame>",
+            "MemoryError",
+        ),
     ],
 )
 def test_last_line(tmp_path: Path, text: str, expected: str) -> None:
