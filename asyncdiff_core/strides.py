@@ -60,6 +60,8 @@ def each_once(tensor: torch.Tensor) -> torch.Tensor:
 
 def duplicate(tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """A copy of `tensor` on `device`, or on its own, with strides as `kept` has them."""
+    if tensor.is_contiguous():  # as most are, in every evaluation
+        return tensor.to(device or tensor.device, copy=True)
     return with_strides(tensor, kept(tensor), device or tensor.device)
 
 

@@ -15,7 +15,7 @@ import torch
 from . import checkpoints
 from .comfy_server import ComfyServer, PromptFailed
 from .graphs import Workflow, node, resampled
-from .lab import asyncdiff, latent, workflow
+from .lab import asyncdiff, latent, latent_once, workflow
 
 Change = Callable[[Workflow], Workflow]
 STEPS = 3
@@ -75,7 +75,7 @@ def outcome(lab: ComfyServer, feature: Feature) -> str:
     if feature.refusal is None:
         stock = latent(lab, flow)
         assert torch.isfinite(stock).all(), feature.name
-        assert not _equal(stock, _plain(lab, plain)), f"{feature.name} does nothing"
+        assert not _equal(stock, latent_once(lab, plain)), f"{feature.name} does nothing"
         assert _equal(latent(lab, feature.spread(flow)), stock), feature.name
         return "exact"
     try:
@@ -85,16 +85,6 @@ def outcome(lab: ComfyServer, feature: Feature) -> str:
         assert feature.refusal in text, text
         return "refused"
     raise AssertionError(f"{feature.name} is not refused")
-
-
-_plain_results: dict[str, torch.Tensor] = {}
-
-
-def _plain(lab: ComfyServer, flow: Workflow) -> torch.Tensor:
-    key = repr(flow)
-    if key not in _plain_results:
-        _plain_results[key] = latent(lab, flow)
-    return _plain_results[key]
 
 
 def _equal(some: torch.Tensor, other: torch.Tensor) -> bool:

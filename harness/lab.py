@@ -108,6 +108,17 @@ def latent(server: ComfyServer, flow: Workflow) -> torch.Tensor:
     return result
 
 
+_latents: dict[str, torch.Tensor] = {}
+
+
+def latent_once(server: ComfyServer, flow: Workflow) -> torch.Tensor:
+    """The same of a workflow of the small models that this process has not run yet."""
+    key = repr(flow)
+    if key not in _latents:
+        _latents[key] = latent(server, flow)
+    return _latents[key]
+
+
 def last_report(server: ComfyServer) -> dict[str, Any]:
     """What the last sampling run did."""
     report: dict[str, Any] = server.get("/asyncdiff/report")["runs"][-1]

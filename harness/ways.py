@@ -16,7 +16,7 @@ import torch
 from .comfy_server import ComfyServer, PromptFailed
 from .features import parallelized, patched
 from .graphs import Workflow, node
-from .lab import asyncdiff, latent, workflow
+from .lab import asyncdiff, latent, latent_once, workflow
 
 STEPS = 4
 ALONE = "with a sampler node alone"
@@ -111,7 +111,7 @@ def outcome(lab: ComfyServer, way: Way, place: int) -> str:
     stock = _run(lab, flow)
     assert isinstance(stock, torch.Tensor), stock
     assert torch.isfinite(stock).all(), way.name
-    assert not torch.equal(stock, _plain(lab, plain)), f"{way.name} does nothing"
+    assert not torch.equal(stock, latent_once(lab, plain)), f"{way.name} does nothing"
     spread = (lambda f: asyncdiff(f, warm_up=100), parallelized, alone)[place](flow)
     before = _num_runs(lab)
     ours = _run(lab, spread)
@@ -134,16 +134,6 @@ def _run(lab: ComfyServer, flow: Workflow) -> torch.Tensor | str:
         return error.exception_message
     finally:
         lab.run({"undo": node("TestUndo", number=next(_numbers))})
-
-
-_plain_results: dict[str, torch.Tensor] = {}
-
-
-def _plain(lab: ComfyServer, flow: Workflow) -> torch.Tensor:
-    key = repr(flow)
-    if key not in _plain_results:
-        _plain_results[key] = latent(lab, flow)
-    return _plain_results[key]
 
 
 def _num_runs(lab: ComfyServer) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..asyncdiff_core.host.distribute import load_distributed, parallelize, plan_for
+from ..asyncdiff_core.host.launch import state_of
 from ..asyncdiff_core.host.loading import Loader
 
 CATEGORY = "AsyncDiff"
@@ -59,14 +58,10 @@ def plan_inputs() -> list[io.Input]:
     ]
 
 
-def state_of(folder: str, name: str) -> tuple[int, int] | None:
-    """What tells whether a file was replaced: its loader then runs again, as workers would read
-    the new one. None where there is none."""
+def state_in(folder: str, name: str) -> tuple[int, int] | None:
+    """See state_of: if it changes, the loader runs again, as workers would read the new file."""
     path = folder_paths.get_full_path(folder, name)
-    if path is None:
-        return None
-    stat = os.stat(path)
-    return stat.st_mtime_ns, stat.st_size
+    return None if path is None else state_of(path)
 
 
 class AsyncDiffCheckpointLoader(io.ComfyNode):
@@ -94,7 +89,7 @@ class AsyncDiffCheckpointLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, ckpt_name: str, **_: object) -> tuple[int, int] | None:
-        return state_of("checkpoints", ckpt_name)
+        return state_in("checkpoints", ckpt_name)
 
     @classmethod
     def execute(
@@ -144,7 +139,7 @@ class AsyncDiffDiffusionModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, unet_name: str, **_: object) -> tuple[int, int] | None:
-        return state_of("diffusion_models", unet_name)
+        return state_in("diffusion_models", unet_name)
 
     @classmethod
     def execute(

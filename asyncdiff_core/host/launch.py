@@ -55,10 +55,11 @@ def log_folder(in_use: Collection[Path]) -> Path:
 def files_of(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """The files that the loader call names, with what tells whether they changed."""
     names = (argument for argument in spec["loader"][1] if isinstance(argument, str))
-    return {name: state for name in names if (state := _state_of(name)) is not None}
+    return {name: state for name in names if (state := state_of(name)) is not None}
 
 
-def _state_of(file: str) -> tuple[int, int] | None:
+def state_of(file: str) -> tuple[int, int] | None:
+    """What tells whether a file was replaced: when it was changed, and its size. None: no file."""
     if not os.path.isfile(file):
         return None
     stat = os.stat(file)
@@ -72,7 +73,7 @@ def require_same_files(files: Mapping[str, tuple[int, int]]) -> None:
         LoaderError: a file is another one now.
     """
     for file, before in files.items():
-        now = _state_of(file)
+        now = state_of(file)
         if now != before:
             what = "is gone" if now is None else "has changed"
             raise LoaderError(
