@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from harness.comfy_server import REPO_ROOT, ComfyServer
 from harness.processes import run
 from harness.stock_files import KINDS, PACKED, compare, write
 
+FOLDER = Path(__file__).parent / "own_process"
 NAMES = (
     *("sd2", "vega", "flux", "flux2", "hunyuan-video", "hunyuan-video-1.5", "ltx", "ltx-av"),
     *("wan-i2v", "vace", "cogvideox", "kandinsky", "krea2", "joyimage", "hunyuan3d"),
@@ -78,7 +80,8 @@ def complaints(log: str) -> list[str]:
 @pytest.mark.parametrize("what", ["loaded by skeleton and stages"])
 def test_every_file_is(what: str, server: ComfyServer, families: dict[str, Any]) -> None:
     """Key by key and bit by bit, see format_parity.py."""
-    came = run("format_parity.py", server.comfyui, REPO_ROOT, server.models, timeout=600)
+    script = FOLDER / "format_parity.py"
+    came = run(script, server.comfyui, REPO_ROOT, server.models, timeout=600)
     files = [(name, kind, held) for name, kinds in came.items() for kind, held in kinds.items()]
     assert len(files) >= 2 * len([f for f in families.values() if "missing" not in f]) - 1
     assert [file for file in files if not all(v is True for v in file[2].values())] == []
