@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import messages
-from .partition import Skips, Stage, cut, links
+from .cuts import cut
 from .plan import ParallelPlan, Placement
+from .stages import Skips, Stage, links_between
 
 Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
 
@@ -46,7 +47,7 @@ def load_request(plan: ParallelPlan, place: Placement, cuts: Cuts, skips: Skips)
 
     stages = cuts[place.replica]
     incoming, outgoing = [], []
-    for link in links(stages, skips):
+    for link in links_between(stages, skips):
         # Copies of a stage get what it gets, and send nothing.
         if link.target == place.stage and not (link.is_fresh and place.lead):
             incoming.append((ranks(link.source)[0], link.units, link.is_fresh))

@@ -21,13 +21,13 @@ from .inputs import InputEncoder, difference
 from .log import get_logger
 from .members import LOAD_SECONDS, Member, Members
 from .memory import total_bytes
-from .partition import Stage
 from .plan import ParallelPlan
 from .process import Launch
 from .report import RunReport
 from .schedule import AsyncSchedule, Round
 from .settings import timeout_seconds
 from .source import ModelSource
+from .stages import Stage
 
 log = get_logger("group")
 

@@ -11,9 +11,9 @@ from . import messages
 from .assignment import Cuts, load_request
 from .log import get_logger
 from .members import LOAD_SECONDS, Members
-from .partition import Stage, units_of
 from .plan import ParallelPlan
 from .source import ModelSource
+from .stages import Stage, units_of
 
 log = get_logger("group")
 

@@ -7,11 +7,11 @@ of bounded depth and size, or raises a LinkError.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch.utils import _pytree as pytree
 
+from .activations import OutputMeta, TensorMeta
 from .dtypes import DTYPES, NAMES
 from .errors import LayoutError, LinkError
 
@@ -20,44 +20,46 @@ MAX_PARTS = 10_000
 MAX_DIMENSIONS = 16
 MAX_SIZE = 2**44  # elements of a tensor; also bounds each stride
 
-# Makes a description of a tensor of dtype, shape and stride.
-Make = Callable[[torch.dtype, tuple[int, ...], tuple[int, ...]], Any]
 
-
-def to_plain(structure: Any, kind: type) -> Any:
-    """`structure`, in which instances of `kind` describe tensors.
+def to_plain(meta: OutputMeta) -> Any:
+    """The structure of an output as JSON can hold it.
 
     Raises:
-        LayoutError: it has a part that has no form here.
+        LayoutError: the output has a part that is neither a tensor nor plain.
     """
-    if isinstance(structure, kind):
-        described: Any = structure
-        shape, stride = list(described.shape), list(described.stride)
-        return {"tensor": [NAMES[described.dtype], shape, stride]}
+    return _plain(meta.build(lambda tensor: tensor))
+
+
+def from_plain(plain: Any) -> OutputMeta:
+    """What `to_plain` made plain.
+
+    Raises:
+        LinkError: it is nothing of the kind.
+    """
+    structure = _Reader().read(plain, 0)
+    leaves, spec = pytree.tree_flatten(structure, lambda x: isinstance(x, TensorMeta))
+    return OutputMeta(spec, tuple(leaves))
+
+
+def _plain(structure: Any) -> Any:
+    """`structure`, whose tensors are TensorMetas, as a few known forms."""
+    if isinstance(structure, TensorMeta):
+        name = NAMES[structure.dtype]
+        return {"tensor": [name, list(structure.shape), list(structure.stride)]}
     if structure is None or type(structure) in (bool, int, float, str):
         return {"value": structure}
     if type(structure) in (list, tuple):
-        return {type(structure).__name__: [to_plain(part, kind) for part in structure]}
+        return {type(structure).__name__: [_plain(part) for part in structure]}
     if type(structure) is dict and all(isinstance(key, str | int) for key in structure):
-        return {"dict": [[key, to_plain(part, kind)] for key, part in structure.items()]}
+        return {"dict": [[key, _plain(part)] for key, part in structure.items()]}
     raise LayoutError(
         f"A unit's output has a part of type {type(structure).__qualname__}, which cannot cross to "
         "another stage."
     )
 
 
-def from_plain(plain: Any, make: Make) -> Any:
-    """What `to_plain` made plain.
-
-    Raises:
-        LinkError: it is nothing of the kind.
-    """
-    return _Reader(make).read(plain, 0)
-
-
 class _Reader:
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._num_parts = 0
 
     def read(self, plain: Any, depth: int) -> Any:
@@ -86,7 +88,7 @@ class _Reader:
             raise _wrong("has an item of no known form")
         return item[0], self.read(item[1], depth + 1)
 
-    def _tensor(self, content: list[Any]) -> Any:
+    def _tensor(self, content: list[Any]) -> TensorMeta:
         if len(content) != 3 or not isinstance(content[0], str) or content[0] not in DTYPES:
             raise _wrong("has a tensor of no known type")
         name, *sizes = content
@@ -97,7 +99,7 @@ class _Reader:
                 raise _wrong("has a tensor of no possible shape")
         if len(sizes[0]) > MAX_DIMENSIONS or math.prod(sizes[0]) > MAX_SIZE:
             raise _wrong("has a tensor of no possible shape")
-        return self._make(DTYPES[name], tuple(sizes[0]), tuple(sizes[1]))
+        return TensorMeta(DTYPES[name], tuple(sizes[0]), tuple(sizes[1]))
 
 
 def _wrong(how: str) -> LinkError:

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from . import layout_schema
+from .activations import OutputMeta, copy_output
 from .errors import LayoutError
 from .messages import Load
 from .packing import MessageLayout, copy_into
 from .schedule import Mode
-from .stage import Neighbours, OutputMeta, copy_output
+from .stage import Neighbours
 from .transport import NUM_SLOTS, Receiver, Sender, Transport
 
 
@@ -26,7 +28,7 @@ class Inbox:
     """The messages of one lane from one other stage.
 
     Args:
-        is_fresh: async rounds too work on the message of the same round, see partition.Link.
+        is_fresh: async rounds too work on the message of the same round, see stages.Link.
     """
 
     def __init__(self, transport: Transport, rank: int, is_fresh: bool) -> None:
@@ -42,8 +44,8 @@ class Inbox:
         """Be ready for message `index` of the lane. The first call waits for the layout."""
         if self._receiver is None:
             outputs, metas = self._transport.receive_plain(self._rank)
-            self.metas = [OutputMeta.from_plain(meta) for meta in metas]
-            self._layout = MessageLayout({u: OutputMeta.from_plain(meta) for u, meta in outputs})
+            self.metas = list(map(layout_schema.from_plain, metas))
+            self._layout = MessageLayout({u: layout_schema.from_plain(meta) for u, meta in outputs})
             self._receiver = self._transport.receiver(self._rank, self._layout.nbytes)
             self._views = [self._layout.views(slot) for slot in self._receiver.slots]
         self._receiver.post(index % NUM_SLOTS)
@@ -107,8 +109,10 @@ class Outbox:
         """Send the message. `metas` describes all units up to this worker's last one."""
         if self._sender is None:
             outputs = {unit: OutputMeta.of(output) for unit, output in self._first.items()}
-            plain = [(unit, meta.to_plain()) for unit, meta in outputs.items()]
-            self._transport.send_plain((plain, [meta.to_plain() for meta in metas]), self._rank)
+            plain = [(unit, layout_schema.to_plain(meta)) for unit, meta in outputs.items()]
+            self._transport.send_plain(
+                (plain, list(map(layout_schema.to_plain, metas))), self._rank
+            )
             layout = MessageLayout(outputs)
             self.nbytes = NUM_SLOTS * layout.nbytes
             self._sender = self._transport.sender(self._rank, layout.nbytes)

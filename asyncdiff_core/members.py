@@ -21,12 +21,12 @@ from .errors import (
 )
 from .exchange import START_SECONDS, Exchange
 from .log import leave_folder, make_folder, note_workers
-from .partition import Stage
 from .plan import ParallelPlan, Placement
 from .process import Launch, WorkerProcess, end_all, socket_mesh
 from .report import Span, WorkerReport
 from .settings import backend
 from .source import ModelSource
+from .stages import Stage
 from .transport import choose_backend
 
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk

@@ -79,7 +79,7 @@ class Load:
     """Own the units of `stage`, and exchange activations along these links.
 
     `incoming` and `outgoing` are (rank, units, whether the link is fresh) each, see
-    partition.Link. `lead` is 0, or for an extra copy of the last stage how many evaluations older
+    stages.Link. `lead` is 0, or for an extra copy of the last stage how many evaluations older
     the output is that it yields.
     """
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from .activations import OutputMeta, copy_output
 from .evaluator import Call, Evaluator, Output
-from .partition import Link, Stage, links
 from .schedule import AsyncSchedule, Round
-from .stage import Neighbours, OutputMeta, StagedModel, copy_output
+from .stage import Neighbours, StagedModel
+from .stages import Link, Stage, links_between
 
 Message = dict[int, Any]
 # Called after each round with what every stage had received in the round before, and in this one.
@@ -42,7 +43,7 @@ class Oracle(Evaluator):
         self._observe = observe
         self._staged = staged
         self._stages = tuple(stages)
-        self._links = links(stages, staged.trunk.skips)
+        self._links = links_between(stages, staged.trunk.skips)
         # lane -> target stage -> what it received in the last round, by unit
         self._messages: dict[int, list[Message]] = {}
         self._metas: dict[int, list[OutputMeta]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .stage import OutputMeta, TensorMeta
+from .activations import OutputMeta, TensorMeta
 
 # Some CPU kernels give other bits for other alignments; fresh torch memory has this one.
 ALIGNMENT = 64

@@ -13,9 +13,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .cuts import cut, slowest
 from .errors import PlanError
-from .partition import Skips, cut, slowest
 from .plan import ParallelPlan, make_plan
+from .stages import Skips
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .bootstrap import HOST, SHARED
 from .channel import Channel
-from .entry import HOST, SHARED
 from .errors import (
     ChannelClosedError,
     ChannelDataError,
@@ -137,7 +137,7 @@ class WorkerProcess:
             self.channel, theirs = Channel.pair()
         except OSError as error:
             raise WorkerStartError(f"{self} could not be started: {error}") from error
-        module = f"{__package__.rpartition('.')[2]}.entry"
+        module = f"{__package__.rpartition('.')[2]}.bootstrap"
         command = [launch.python, "-c", _BOOTSTRAP, module, json.dumps(launch.python_path)]
         arguments = launch.cpu_arguments if device == "cpu" else launch.arguments
         windows = sys.platform == "win32"

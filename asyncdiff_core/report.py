@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .partition import Stage
 from .schedule import Mode
+from .stages import Stage
 
 
 @dataclass(frozen=True)

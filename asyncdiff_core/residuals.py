@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .evaluator import Inputs
-from .partition import Stage, units_of
+from .stages import Stage, units_of
 from .trunk import Trunk
 
 

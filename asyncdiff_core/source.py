@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .partition import Stage
 from .residuals import Residuals
 from .settings import folds
+from .stages import Stage
 
 
 @dataclass(frozen=True)

@@ -16,77 +16,15 @@ import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from . import layout_schema
+from .activations import OutputMeta, TensorMeta
 from .errors import LayoutError, NumbersError
-from .partition import Stage, units_of
+from .stages import Stage, units_of
 from .trunk import Trunk
-
-
-class TensorMeta(NamedTuple):
-    """What it takes to allocate a tensor like another one."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> TensorMeta:
-        # The memory format decides which kernel works on the tensor next, and with it the bits.
-        like = torch.empty_like(tensor, device="meta")
-        return cls(tensor.dtype, tuple(tensor.shape), like.stride())
-
-    @property
-    def nbytes(self) -> int:
-        numel = 1
-        for size in self.shape:
-            numel *= size
-        return numel * self.dtype.itemsize
-
-
-class OutputMeta(NamedTuple):
-    """The structure of a unit's output; `leaves` has a TensorMeta for each tensor."""
-
-    spec: Any
-    leaves: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, output: Any) -> OutputMeta:
-        leaves, spec = pytree.tree_flatten(output)
-        metas = (TensorMeta.of(x) if isinstance(x, torch.Tensor) else x for x in leaves)
-        return cls(spec, tuple(metas))
-
-    def build(self, make: Callable[[TensorMeta], torch.Tensor]) -> Any:
-        """An output of this structure, with `make` giving each tensor."""
-        leaves = [make(x) if isinstance(x, TensorMeta) else x for x in self.leaves]
-        return pytree.tree_unflatten(leaves, self.spec)
-
-    @property
-    def tensors(self) -> list[TensorMeta]:
-        return [x for x in self.leaves if isinstance(x, TensorMeta)]
-
-    def to_plain(self) -> Any:
-        """As JSON can hold it, see layout_schema.py.
-
-        Raises:
-            LayoutError: the output has a part that is neither a tensor nor plain.
-        """
-        return layout_schema.to_plain(pytree.tree_unflatten(self.leaves, self.spec), TensorMeta)
-
-    @classmethod
-    def from_plain(cls, plain: Any) -> OutputMeta:
-        """What `to_plain` made plain.
-
-        Raises:
-            LinkError: it is nothing of the kind.
-        """
-        structure = layout_schema.from_plain(plain, TensorMeta)
-        leaves, spec = pytree.tree_flatten(structure, lambda x: isinstance(x, TensorMeta))
-        return cls(spec, tuple(leaves))
 
 
 class StageDone(Exception):  # noqa: N818 - a control flow signal, not an error
@@ -296,8 +234,3 @@ def _require_numbers(
             "lost on their way, which is a fault of AsyncDiff: use the MODEL without it, and "
             "please report it with the worker's log."
         )
-
-
-def copy_output(output: Any) -> Any:
-    """A deep copy of a unit's output that keeps every tensor's memory format."""
-    return pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, output)

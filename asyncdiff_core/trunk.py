@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .errors import LayoutError
-from .partition import Range
+from .stages import Range
 
 
 @dataclass(frozen=True)

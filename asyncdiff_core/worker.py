@@ -1,4 +1,4 @@
-"""A worker process: one stage of a model on one device. `entry` starts it.
+"""A worker process: one stage of a model on one device. bootstrap.py starts it.
 
 It is a program of its own, never a child of `multiprocessing`, and talks to ComfyUI only through
 the socket that it inherited. When that socket closes, however ComfyUI ended, the worker ends too.
@@ -26,7 +26,6 @@ import torch
 
 from . import messages
 from .channel import Channel
-from .entry import BEAT_SECONDS, Host, end_with_traceback
 from .errors import (
     MAX_ERROR_TEXT,
     AsyncDiffError,
@@ -36,14 +35,15 @@ from .errors import (
     text_of,
 )
 from .inputs import InputDecoder
+from .lifeline import BEAT_SECONDS, Host, end_with_traceback
 from .links import LaneLinks, Waiting, synchronize
 from .log import get_logger
 from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 from .messages import from_wire, to_wire
-from .partition import Stage
 from .peers import Peer
 from .report import Span
 from .stage import StagedModel
+from .stages import Stage
 from .transport import Transport
 
 

@@ -113,9 +113,9 @@ class Comparison:
         import torch
 
         from asyncdiff_core.costs import measure_costs
+        from asyncdiff_core.cuts import fold, partition, slowest
         from asyncdiff_core.host.layouts import layout_of
         from asyncdiff_core.oracle import Oracle
-        from asyncdiff_core.partition import fold, partition, slowest
         from asyncdiff_core.schedule import AsyncSchedule
         from asyncdiff_core.stage import StagedModel
         from asyncdiff_core.trunk import Trunk

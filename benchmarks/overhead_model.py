@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from asyncdiff_core.partition import Stage
 from asyncdiff_core.stage import StagedModel
+from asyncdiff_core.stages import Stage
 from asyncdiff_core.trunk import Trunk, TrunkLayout
 
 NUM_UNITS = 8

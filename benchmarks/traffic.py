@@ -4,7 +4,7 @@ ControlNet adds to the messages of the host.
     python3 dev.py python -m benchmarks.traffic [--stages 2] [--batch 2]
 
 The models are on the meta device: nothing is loaded and nothing computed. Cuts are those that the
-workers would make (costs.py, partition.py), links those of the layout.
+workers would make (costs.py, cuts.py), links those of the layout.
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
     import torch
 
     from asyncdiff_core.costs import measure_costs
+    from asyncdiff_core.cuts import cut
     from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
-    from asyncdiff_core.partition import cut, links
     from asyncdiff_core.residuals import Residuals
     from asyncdiff_core.stage import StagedModel
+    from asyncdiff_core.stages import links_between
     from asyncdiff_core.trunk import Trunk
 
     module, _, name = subject.path.partition(":")
@@ -136,7 +137,7 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
         trunk = Trunk.of(whole, layout_of(whole))
         metas = StagedModel(whole, trunk, entry).run(args, kwargs)
     rows = []
-    for link in links(stages, trunk.skips):
+    for link in links_between(stages, trunk.skips):
         nbytes = sum(meta.nbytes for unit in link.units for meta in metas[unit].tensors)
         names = ", ".join(trunk.units[unit].name for unit in link.units)
         rows.append((f"{link.source} -> {link.target}", names, nbytes / 1e6))

@@ -36,9 +36,10 @@ def main() -> None:
     import comfy.sd
     import torch
 
+    from asyncdiff_core.host.launch import spec_of
     from asyncdiff_core.host.loading import Loader
     from asyncdiff_core.host.skeleton import build_skeleton
-    from asyncdiff_core.host.stage_weights import build, spec_of
+    from asyncdiff_core.host.stage_weights import build
     from asyncdiff_core.stage import Neighbours
     from harness import checkpoints
 

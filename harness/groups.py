@@ -10,7 +10,6 @@ import torch
 from asyncdiff_core.evaluator import Evaluator, Forecast
 from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.partition import Stage
 from asyncdiff_core.plan import make_plan
 from asyncdiff_core.process import Launch
 from asyncdiff_core.report import RunReport
@@ -18,6 +17,7 @@ from asyncdiff_core.residuals import Residuals
 from asyncdiff_core.schedule import AsyncSchedule
 from asyncdiff_core.source import ModelSource
 from asyncdiff_core.stage import StagedModel
+from asyncdiff_core.stages import Stage
 from asyncdiff_core.trunk import Trunk
 
 from .toys import make_inputs, make_model

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asyncdiff_core.partition import Stage, units_of
 from asyncdiff_core.stage import StagedModel
+from asyncdiff_core.stages import Stage, units_of
 from asyncdiff_core.trunk import (
     ControlLayout,
     Trunk,

@@ -16,8 +16,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..errors import UnsupportedPatchError
-from ..partition import Stage, units_of
 from ..stage import StagedModel
+from ..stages import Stage, units_of
 from .attachments import name_of, pack, unpack
 
 # As in comfy_api/torch_helpers/torch_compile.py.

@@ -13,6 +13,8 @@ import folder_paths
 from ..errors import LoaderError
 from ..log import prune_folders
 from ..process import Launch
+from . import packs
+from .loading import Loader
 from .replaced import COMFYUI_ROOT
 
 PACK_ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,25 @@ def log_folder(in_use: Collection[Path]) -> Path:
     folder = Path(folder_paths.get_user_directory()) / "asyncdiff"
     prune_folders(folder, list(in_use))
     return folder
+
+
+def spec_of(base_model: Any, loader: Loader) -> dict[str, Any]:
+    """What a worker needs to know to make its part of the model that `loader` loads.
+
+    `dtype` and `manual_cast_dtype` are as this process chose them, so that workers on unequal
+    devices compute alike.
+    """
+    config = base_model.model_config
+    # In ComfyUI this pack's modules have longer names than in a worker.
+    function = loader.function.removeprefix(__package__.removesuffix("asyncdiff_core.host"))
+    # Loaders may be named in the arguments of another one (motion.py).
+    names = (function, *(each for each in loader.args if isinstance(each, str)))
+    return {
+        "loader": (function, loader.args, loader.index),
+        "packs": tuple(filter(None, map(packs.pack_of, names))),
+        "dtype": config.unet_config.get("dtype"),
+        "manual_cast_dtype": config.manual_cast_dtype,
+    }
 
 
 def files_of(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -17,8 +17,8 @@ from typing import Any
 import comfy.utils
 
 from ..errors import UnsupportedPatchError
-from ..partition import Stage, units_of
 from ..stage import StagedModel
+from ..stages import Stage, units_of
 from . import replaced
 from .layouts import entry_of
 from .patches import MODEL_PREFIX

@@ -17,7 +17,7 @@ from typing import Any
 import comfy.weight_adapter
 
 from ..errors import UnsupportedPatchError
-from ..partition import Stage, units_of
+from ..stages import Stage, units_of
 from . import pickling, replaced
 from .pickling import Payload, WorkerView
 

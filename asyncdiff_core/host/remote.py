@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..cuts import require_units
 from ..errors import AsyncDiffError, ModelChangedError, UnsupportedPatchError, few
 from ..group import WorkerGroup
-from ..partition import require_units
 from ..planner import PlanRequest
 from ..residuals import Residuals
 from ..schedule import AsyncSchedule
@@ -18,7 +18,7 @@ from ..trunk import Trunk, tensor_bytes
 from .calls import ModelCall
 from .changes import StockWatch, Watch, differences
 from .forecast import Forecaster
-from .launch import files_of, launch, log_folder, require_same_files
+from .launch import files_of, launch, log_folder, require_same_files, spec_of
 from .layouts import entry_of, host_parts_of, layout_of, position_of
 from .loading import Loader
 from .node_text import poll
@@ -29,7 +29,6 @@ from .replaced import ReplacedFunctions
 from .reports import name_run
 from .sampling_run import SamplingRun
 from .skeleton import make_remote
-from .stage_weights import spec_of
 
 # The attribute of a stock BaseModel that has what watches it.
 _WATCH = "asyncdiff_watch"

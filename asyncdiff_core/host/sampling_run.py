@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 from torch.utils import _pytree as pytree
 
+from ..cuts import cut
 from ..errors import (
     WorkerDiedError,
     WorkerError,
@@ -20,11 +21,11 @@ from ..errors import (
 from ..evaluator import Call
 from ..group import WorkerGroup
 from ..log import get_logger
-from ..partition import Stage, cut, units_of
 from ..plan import ParallelPlan
 from ..planner import choose
 from ..progress import gain
 from ..schedule import AsyncSchedule
+from ..stages import Stage, units_of
 from ..streams import Streams
 from .attachments import FUNCTIONS, OBJECTS, Attachments, mark, names_of, split_options
 from .calls import ModelCall, gather, scatter

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree  # noqa: E402
 from ..costs import measure_costs  # noqa: E402
 from ..dataflow import require_chain  # noqa: E402
 from ..errors import LayoutError, NumbersError, UnsupportedPatchError, few  # noqa: E402
-from ..partition import Stage, units_of  # noqa: E402
 from ..stage import StagedModel  # noqa: E402
+from ..stages import Stage, units_of  # noqa: E402
 from ..trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E402
 from . import packs, pickling  # noqa: E402
 from .attachments import (  # noqa: E402
@@ -58,30 +58,11 @@ from .skipped_blocks import with_every_unit_called  # noqa: E402
 MIN_META_NUMEL = 2**16
 
 
-def spec_of(base_model: Any, loader: Loader) -> dict[str, Any]:
-    """What a worker needs to know to make its part of the model that `loader` loads.
-
-    `dtype` and `manual_cast_dtype` are as this process chose them, so that workers on unequal
-    devices compute alike.
-    """
-    config = base_model.model_config
-    # In ComfyUI this pack's modules have longer names than in a worker.
-    function = loader.function.removeprefix(__package__.removesuffix("asyncdiff_core.host"))
-    # Loaders may be named in the arguments of another one (motion.py).
-    names = (function, *(each for each in loader.args if isinstance(each, str)))
-    return {
-        "loader": (function, loader.args, loader.index),
-        "packs": tuple(filter(None, map(packs.pack_of, names))),
-        "dtype": config.unet_config.get("dtype"),
-        "manual_cast_dtype": config.manual_cast_dtype,
-    }
-
-
 class ComfyStageModel:
     """worker.StageModel for ComfyUI's models.
 
     Args:
-        spec: see `spec_of`.
+        spec: see `launch.spec_of`.
         device: where the stage computes.
     """
 

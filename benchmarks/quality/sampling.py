@@ -10,19 +10,21 @@ from typing import Any
 import comfy.sample
 import torch
 
+from asyncdiff_core.cuts import cut
 from asyncdiff_core.evaluator import Forecast, Inputs
 from asyncdiff_core.host.attachments import split_options
 from asyncdiff_core.host.calls import ModelCall
 from asyncdiff_core.host.forecast import Forecaster
+from asyncdiff_core.host.launch import spec_of
 from asyncdiff_core.host.layouts import entry_of, layout_of
 from asyncdiff_core.host.loading import Loader
 from asyncdiff_core.host.skeleton import make_remote
-from asyncdiff_core.host.stage_weights import ComfyStageModel, spec_of
+from asyncdiff_core.host.stage_weights import ComfyStageModel
 from asyncdiff_core.oracle import Message, Oracle
-from asyncdiff_core.partition import Stage, cut
 from asyncdiff_core.schedule import AsyncSchedule, Round
 from asyncdiff_core.settings import folds
 from asyncdiff_core.stage import StagedModel
+from asyncdiff_core.stages import Stage
 from asyncdiff_core.trunk import Trunk
 
 from .metrics import relative_distance

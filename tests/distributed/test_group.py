@@ -17,9 +17,9 @@ from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError
 from asyncdiff_core.evaluator import Forecast
 from asyncdiff_core.group import WorkerGroup
 from asyncdiff_core.messages import Ready
-from asyncdiff_core.partition import Stage, units_of
 from asyncdiff_core.process import WorkerProcess
 from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.stages import Stage, units_of
 from asyncdiff_core.trunk import Trunk, parameter_bytes
 from harness.cuts import chain
 from harness.groups import (

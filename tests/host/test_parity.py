@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asyncdiff_core.partition import units_of
+from asyncdiff_core.stages import units_of
 from harness.comfy_server import ComfyServer
 from harness.features import custom
 from harness.graphs import Workflow, node, resampled

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncdiff_core.errors import LayoutError
-from asyncdiff_core.partition import links
+from asyncdiff_core.stages import links_between
 from asyncdiff_core.trunk import Trunk, TrunkLayout
 from harness.cuts import chain
 
@@ -48,9 +48,9 @@ def test_a_join_leads_past_the_blocks_between() -> None:
     layout = TrunkLayout(blocks=("text", "noise", "main"), joins=(("text", "main"),))
     trunk = Trunk.of(Model(), layout)
     assert trunk.skips == ((1, 3),)  # text.1 -> main.0
-    (link,) = links(chain((0, 3), (3, 6)), trunk.skips)
+    (link,) = links_between(chain((0, 3), (3, 6)), trunk.skips)
     assert link.units == (1, 2)
-    (link,) = links(chain((0, 4), (4, 6)), trunk.skips)
+    (link,) = links_between(chain((0, 4), (4, 6)), trunk.skips)
     assert link.units == (3,)  # behind main.0 nothing reads the text
 
 
@@ -58,7 +58,7 @@ def test_what_is_shared_reaches_every_block() -> None:
     layout = TrunkLayout(blocks=("text", "main"), shared=(("text", "main"),))
     trunk = Trunk.of(Model(), layout)
     assert trunk.skips == ((1, 2), (1, 3), (1, 4))
-    first, second, third = links(chain((0, 3), (3, 4), (4, 5)), trunk.skips)
+    first, second, third = links_between(chain((0, 3), (3, 4), (4, 5)), trunk.skips)
     assert (first.target, first.units) == (1, (1, 2))
     assert (second.target, second.units) == (2, (1,))  # straight from the first stage
     assert third.units == (3,)
@@ -77,5 +77,5 @@ def test_a_second_stream_beside_the_first() -> None:
     assert [u.name for u in trunk.units] == ["main.0", "side.0", "main.1", "main.2", "side.1"]
     # Each block reads the one before it in its own stream; the next unit is read anyway.
     assert trunk.skips == ((0, 2), (1, 4))
-    (link,) = links(chain((0, 3), (3, 5)), trunk.skips)
+    (link,) = links_between(chain((0, 3), (3, 5)), trunk.skips)
     assert link.units == (1, 2)

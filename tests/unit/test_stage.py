@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+from asyncdiff_core.activations import OutputMeta, TensorMeta, copy_output
 from asyncdiff_core.errors import LayoutError, NumbersError
 from asyncdiff_core.packing import MessageLayout, copy_into
-from asyncdiff_core.partition import Range, Stage, links, units_of
-from asyncdiff_core.stage import Neighbours, OutputMeta, StagedModel, TensorMeta, copy_output
+from asyncdiff_core.stage import Neighbours, StagedModel
+from asyncdiff_core.stages import Range, Stage, links_between, units_of
 from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters
 from harness.cuts import Stages, all_chains, all_folds, chain
 from harness.toys import Chain, make_inputs, make_model
@@ -77,7 +78,7 @@ def run_stages(
 
     A folded stage runs in a thread of its own, so that it can wait at its turn.
     """
-    all_links = links(stages, models[0].trunk.skips)
+    all_links = links_between(stages, models[0].trunk.skips)
     messages: dict[tuple[int, int], queue.SimpleQueue[Any]] = {
         (link.source, link.target): queue.SimpleQueue() for link in all_links
     }
@@ -167,7 +168,7 @@ def test_every_fold_equals_the_plain_forward(num_stages: int, num_folds: int) ->
     trunk = models[0].trunk
     folds = list(all_folds(len(trunk.units), num_stages, trunk.skips))
     for stages in folds:
-        assert all(len(link.units) == 1 for link in links(stages, trunk.skips))
+        assert all(len(link.units) == 1 for link in links_between(stages, trunk.skips))
         result = run_stages(models, stages, make_inputs("skipnet", 0), packed=False)
         assert same(result, expected), stages
     assert len(folds) == num_folds

@@ -31,10 +31,11 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
     import torch
 
     from asyncdiff_core.host.absent import AbsentWeight
+    from asyncdiff_core.host.launch import spec_of
     from asyncdiff_core.host.layouts import host_parts_of, layout_of
     from asyncdiff_core.host.loading import Loader
     from asyncdiff_core.host.skeleton import build_skeleton
-    from asyncdiff_core.host.stage_weights import build, spec_of
+    from asyncdiff_core.host.stage_weights import build
     from asyncdiff_core.trunk import Trunk, tensor_bytes
     from harness.own_process.formats import FORMATS
     from harness.own_process.stock_format import families, file_of

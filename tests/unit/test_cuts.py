@@ -7,18 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff_core.assignment import relative_speeds
+from asyncdiff_core.cuts import FOLD_TOLERANCE, cut, fold, partition, slowest
 from asyncdiff_core.errors import PlanError
 from asyncdiff_core.messages import Ready
-from asyncdiff_core.partition import (
-    FOLD_TOLERANCE,
-    Link,
-    cut,
-    fold,
-    links,
-    partition,
-    slowest,
-    units_of,
-)
+from asyncdiff_core.stages import Link, links_between, units_of
 from harness.cuts import all_chains, all_folds, chain, stage_of
 
 
@@ -124,7 +116,7 @@ def test_into_a_fold_and_out_of_it_goes_the_trunk_state_alone(unet):
     stages = fold(costs, speeds, skips)
     if stages is None:
         return
-    found = links(stages, skips)
+    found = links_between(stages, skips)
     assert len(found) == 2 * (len(stages) - 1)
     for link in found:
         inner, outer = sorted((link.source, link.target))
@@ -185,7 +177,7 @@ def cut_trunks(draw):
 def test_links_carry_what_is_consumed_and_nothing_else(trunk):
     ranges, skips = trunk
     stages = chain(*ranges)
-    found = links(stages, skips)
+    found = links_between(stages, skips)
 
     needed = {(k, k + 1, ranges[k][1] - 1) for k in range(len(ranges) - 1)}  # the trunk state
     ways = {(stage_of(stages, s), stage_of(stages, c), s) for s, c in skips}
@@ -198,7 +190,7 @@ def test_links_carry_what_is_consumed_and_nothing_else(trunk):
 
 def test_links_of_a_small_unet() -> None:
     # Units 0 1 2 | 3 4 | 5 6 7 with skips 0-7, 1-6, 2-5, 3-4.
-    found = links(chain((0, 3), (3, 5), (5, 8)), [(0, 7), (1, 6), (2, 5), (3, 4)])
+    found = links_between(chain((0, 3), (3, 5), (5, 8)), [(0, 7), (1, 6), (2, 5), (3, 4)])
     assert found == (
         Link(0, 1, (2,)),
         Link(0, 2, (0, 1, 2)),  # straight to the consumer, not by way of stage 1
@@ -207,7 +199,7 @@ def test_links_of_a_small_unet() -> None:
 
 
 def test_one_stage_has_no_links() -> None:
-    assert links(chain((0, 4)), [(0, 3), (1, 2)]) == ()
+    assert links_between(chain((0, 4)), [(0, 3), (1, 2)]) == ()
 
 
 # Speeds --------------------------------------------------------------------------------------
