@@ -63,7 +63,7 @@ class ChannelClosedError(AsyncDiffError):
 
 
 class ChannelTimeoutError(AsyncDiffError):
-    """The other end of a control channel did not take or send a message in time."""
+    """The other end of a control channel did not take or send in time what was due."""
 
 
 class NotPlainError(AsyncDiffError, TypeError):
@@ -71,7 +71,7 @@ class NotPlainError(AsyncDiffError, TypeError):
 
 
 class ChannelDataError(AsyncDiffError):
-    """What came over a control channel is no message."""
+    """What came over a control channel is no request and no answer."""
 
 
 class LinkError(AsyncDiffError):

@@ -2,9 +2,10 @@
 
     python3 dev.py python -m benchmarks.compatibility [--out docs/compatibility.md] [--only ..]
 
-Runs what tests/host/test_architectures.py, test_stock_format.py, test_features.py and test_ways.py
-run, and writes down what came of it. Takes an hour on two cores. With names of architectures, of
-features, of ways of packs, or of a file as it is printed ('sd2, fp8') only these are tried.
+Runs what test_architectures.py, test_stock_format.py, test_features.py and test_ways.py in
+tests/comfyui run, and writes down what came of it. Takes an hour on two cores. With names of
+architectures, of features, of ways of packs, or of a file as it is printed ('sd2, fp8') only these
+are tried.
 """
 
 from __future__ import annotations

@@ -112,13 +112,13 @@ class Comparison:
     def print_table(self, num_steps: int) -> None:
         import torch
 
-        from asyncdiff_core.costs import measure_costs
-        from asyncdiff_core.cuts import fold, partition, slowest
-        from asyncdiff_core.host.layouts import layout_of
-        from asyncdiff_core.oracle import Oracle
-        from asyncdiff_core.schedule import AsyncSchedule
-        from asyncdiff_core.stage import StagedModel
-        from asyncdiff_core.trunk import Trunk
+        from asyncdiff_core.algorithm.oracle import Oracle
+        from asyncdiff_core.algorithm.schedule import AsyncSchedule
+        from asyncdiff_core.algorithm.stage import StagedModel
+        from asyncdiff_core.algorithm.trunk import Trunk
+        from asyncdiff_core.comfyui.model.layouts import layout_of
+        from asyncdiff_core.planning.costs import measure_costs
+        from asyncdiff_core.planning.cuts import fold, partition, slowest
 
         args = torch.zeros(2, *self._shape), torch.ones(2)
         kwargs = {"context": torch.zeros(2, 4, 32)}

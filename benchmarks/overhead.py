@@ -36,13 +36,13 @@ def main() -> None:
     comfy.options.enable_args_parsing()
     import torch
 
-    from asyncdiff_core.host import layouts
-    from asyncdiff_core.host.loading import Loader
-    from asyncdiff_core.host.patches import WeightChanges
-    from asyncdiff_core.host.pool import POOL
-    from asyncdiff_core.host.remote import RemoteModel
-    from asyncdiff_core.planner import PlanRequest
-    from asyncdiff_core.schedule import AsyncSchedule
+    from asyncdiff_core.algorithm.schedule import AsyncSchedule
+    from asyncdiff_core.comfyui.model import layouts
+    from asyncdiff_core.comfyui.model.loading import Loader
+    from asyncdiff_core.comfyui.patches.weight_patches import WeightChanges
+    from asyncdiff_core.comfyui.run.pool import POOL
+    from asyncdiff_core.comfyui.run.remote import RemoteModel
+    from asyncdiff_core.planning.planner import PlanRequest
     from benchmarks.overhead_model import LAYOUT, FreeModel
 
     layouts.LAYOUTS["FreeModel"] = LAYOUT

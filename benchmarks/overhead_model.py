@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.stages import Stage
-from asyncdiff_core.trunk import Trunk, TrunkLayout
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.stages import Stage
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout
 
 NUM_UNITS = 8
 NUM_MODULES = 2000  # as SDXL has them; the host looks whether they are what they were
@@ -60,10 +60,10 @@ class FreeStageModel:
     def patch(self, payload: Any) -> None:
         pass
 
-    def attach(self, key: str, payload: Any) -> None:
+    def keep(self, key: str, payload: Any) -> None:
         pass
 
-    def forget_attached(self) -> None:
+    def forget_kept(self) -> None:
         pass
 
 

@@ -64,11 +64,14 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
     import comfy.sd
     import torch
 
-    from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
-    from asyncdiff_core.host.pool import POOL
-    from asyncdiff_core.host.reports import last_runs
-    from asyncdiff_core.planner import predicted_speedup
-    from asyncdiff_core.timeline import slowest_stage_busy_seconds, step_seconds_after_warm_up
+    from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
+    from asyncdiff_core.comfyui.run.history import last_runs
+    from asyncdiff_core.comfyui.run.pool import POOL
+    from asyncdiff_core.planning.planner import predicted_speedup
+    from asyncdiff_core.reports.timeline import (
+        slowest_stage_busy_seconds,
+        step_seconds_after_warm_up,
+    )
     from harness import checkpoints
 
     torch.set_num_threads(1)

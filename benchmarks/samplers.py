@@ -45,9 +45,9 @@ def measure(steps: int, names: list[str] | None) -> tuple[list[dict[str, Any]], 
     import comfyui_version
     import torch
 
-    from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
-    from asyncdiff_core.host.pool import POOL
-    from asyncdiff_core.host.reports import last_runs
+    from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
+    from asyncdiff_core.comfyui.run.history import last_runs
+    from asyncdiff_core.comfyui.run.pool import POOL
     from harness.own_process import reduced_sdxl
 
     torch.set_num_threads(1)

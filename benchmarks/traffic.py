@@ -106,13 +106,13 @@ def traffic(subject: Subject, num_stages: int, batch: int) -> list[tuple[str, st
     import comfy.ops
     import torch
 
-    from asyncdiff_core.costs import measure_costs
-    from asyncdiff_core.cuts import cut
-    from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
-    from asyncdiff_core.residuals import Residuals
-    from asyncdiff_core.stage import StagedModel
-    from asyncdiff_core.stages import links_between
-    from asyncdiff_core.trunk import Trunk
+    from asyncdiff_core.algorithm.stage import StagedModel
+    from asyncdiff_core.algorithm.stages import links_between
+    from asyncdiff_core.algorithm.trunk import Trunk
+    from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of, position_of
+    from asyncdiff_core.planning.costs import measure_costs
+    from asyncdiff_core.planning.cuts import cut
+    from asyncdiff_core.wire.residuals import Residuals
 
     module, _, name = subject.path.partition(":")
     half: dict[str, Any] = {"dtype": torch.float16, "device": torch.device("meta")}

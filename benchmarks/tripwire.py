@@ -36,11 +36,11 @@ def main() -> None:
     import comfy.sd
     import torch
 
-    from asyncdiff_core.host.launch import spec_of
-    from asyncdiff_core.host.loading import Loader
-    from asyncdiff_core.host.skeleton import build_skeleton
-    from asyncdiff_core.host.stage_weights import build
-    from asyncdiff_core.stage import Neighbours
+    from asyncdiff_core.algorithm.stage import Neighbours
+    from asyncdiff_core.comfyui.model.loading import Loader
+    from asyncdiff_core.comfyui.model.skeleton import build_skeleton
+    from asyncdiff_core.comfyui.run.launch import spec_of
+    from asyncdiff_core.comfyui.stage_model import build
     from harness import checkpoints
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():

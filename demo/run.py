@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from asyncdiff_core.plan import ParallelPlan
-from asyncdiff_core.planner import predicted_speedup
-from asyncdiff_core.schedule import DEFAULT_WARM_UP
-from asyncdiff_core.timeline import (
+from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
+from asyncdiff_core.planning.plan import ParallelPlan
+from asyncdiff_core.planning.planner import predicted_speedup
+from asyncdiff_core.reports.timeline import (
     draw_timeline,
     slowest_stage_busy_seconds,
     step_seconds_after_warm_up,

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 
-from asyncdiff_core.stages import Range, Stage
+from asyncdiff_core.algorithm.stages import Range, Stage
 
 Stages = tuple[Stage, ...]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asyncdiff_core.schedule import DEFAULT_WARM_UP
+from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
 
 Node = dict[str, Any]
 Workflow = dict[str, Node]

@@ -7,18 +7,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from asyncdiff_core.evaluator import Evaluator, Forecast
-from asyncdiff_core.group import WorkerGroup
-from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.plan import make_plan
-from asyncdiff_core.process import Launch
-from asyncdiff_core.report import RunReport
-from asyncdiff_core.residuals import Residuals
-from asyncdiff_core.schedule import AsyncSchedule
-from asyncdiff_core.source import ModelSource
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.stages import Stage
-from asyncdiff_core.trunk import Trunk
+from asyncdiff_core.algorithm.evaluator import Evaluator, Forecast
+from asyncdiff_core.algorithm.oracle import Oracle
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.stages import Stage
+from asyncdiff_core.algorithm.trunk import Trunk
+from asyncdiff_core.planning.plan import make_plan
+from asyncdiff_core.reports.report import RunReport
+from asyncdiff_core.wire.residuals import Residuals
+from asyncdiff_core.workers.group import WorkerGroup
+from asyncdiff_core.workers.process import Launch
+from asyncdiff_core.workers.source import ModelSource
 
 from .toys import make_inputs, make_model
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.stages import Stage, units_of
-from asyncdiff_core.trunk import (
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.stages import Stage, units_of
+from asyncdiff_core.algorithm.trunk import (
     ControlLayout,
     Trunk,
     TrunkLayout,
@@ -221,10 +221,10 @@ class ToyStageModel:
         self._owned, self._original = [], {}
         self.__dict__.pop("staged", None)
 
-    def attach(self, key: str, payload: Any) -> None:
+    def keep(self, key: str, payload: Any) -> None:
         raise NotImplementedError
 
-    def forget_attached(self) -> None:
+    def forget_kept(self) -> None:
         pass
 
     def patch(self, payload: Any) -> None:

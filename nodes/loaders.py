@@ -7,9 +7,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..asyncdiff_core.host.distribute import load_distributed, parallelize, plan_for
-from ..asyncdiff_core.host.launch import state_of
-from ..asyncdiff_core.host.loading import Loader
+from ..asyncdiff_core.comfyui.distribute import load_distributed, parallelize, plan_for
+from ..asyncdiff_core.comfyui.model.loading import Loader
+from ..asyncdiff_core.comfyui.run.launch import state_of
 
 CATEGORY = "AsyncDiff"
 WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")

@@ -7,7 +7,7 @@ import os
 import folder_paths
 from comfy_api.latest import io
 
-from ..asyncdiff_core.host.distribute import animate
+from ..asyncdiff_core.comfyui.distribute import animate
 from .loaders import CATEGORY
 
 FOLDER = "animatediff_models"  # as AnimateDiff-Evolved has it

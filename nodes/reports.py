@@ -7,9 +7,9 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
+from ..asyncdiff_core.comfyui.run.history import last_runs, runs_of
 from ..asyncdiff_core.errors import AsyncDiffError
-from ..asyncdiff_core.host.reports import last_runs, runs_of
-from ..asyncdiff_core.timeline import draw_timeline
+from ..asyncdiff_core.reports.timeline import draw_timeline
 from .loaders import CATEGORY
 
 

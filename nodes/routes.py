@@ -17,10 +17,10 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
+from ..asyncdiff_core.comfyui.http_api import log_file, release, shown, status, without_folders
+from ..asyncdiff_core.comfyui.machine import describe_machine
+from ..asyncdiff_core.comfyui.run.history import last_runs, runs_of
 from ..asyncdiff_core.errors import AsyncDiffError
-from ..asyncdiff_core.host.machine import describe_machine
-from ..asyncdiff_core.host.overview import log_file, release, shown, status, without_folders
-from ..asyncdiff_core.host.reports import last_runs, runs_of
 
 routes = PromptServer.instance.routes
 

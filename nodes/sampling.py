@@ -9,12 +9,12 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
-from ..asyncdiff_core.host.distribute import (
+from ..asyncdiff_core.algorithm.schedule import AUTO_WARM_UP
+from ..asyncdiff_core.comfyui.distribute import (
     ensure_distributed,
     require_finite,
     with_schedule,
 )
-from ..asyncdiff_core.schedule import AUTO_WARM_UP
 from .loaders import CATEGORY
 
 

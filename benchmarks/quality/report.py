@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from asyncdiff_core.schedule import DEFAULT_WARM_UP
+from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
 
 from .settings import Setting, equal_time_steps
 

@@ -10,22 +10,22 @@ from typing import Any
 import comfy.sample
 import torch
 
-from asyncdiff_core.cuts import cut
-from asyncdiff_core.evaluator import Forecast, Inputs
-from asyncdiff_core.host.attachments import split_options
-from asyncdiff_core.host.calls import ModelCall
-from asyncdiff_core.host.forecast import Forecaster
-from asyncdiff_core.host.launch import spec_of
-from asyncdiff_core.host.layouts import entry_of, layout_of
-from asyncdiff_core.host.loading import Loader
-from asyncdiff_core.host.skeleton import make_remote
-from asyncdiff_core.host.stage_weights import ComfyStageModel
-from asyncdiff_core.oracle import Message, Oracle
-from asyncdiff_core.schedule import AsyncSchedule, Round
+from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
+from asyncdiff_core.algorithm.oracle import Message, Oracle
+from asyncdiff_core.algorithm.schedule import AsyncSchedule, Round
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.stages import Stage
+from asyncdiff_core.algorithm.trunk import Trunk
+from asyncdiff_core.comfyui.model.calls import ModelCall
+from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of
+from asyncdiff_core.comfyui.model.loading import Loader
+from asyncdiff_core.comfyui.model.skeleton import make_remote
+from asyncdiff_core.comfyui.patches.code_patches import split_options
+from asyncdiff_core.comfyui.run.forecast import Forecaster
+from asyncdiff_core.comfyui.run.launch import spec_of
+from asyncdiff_core.comfyui.stage_model import ComfyStageModel
+from asyncdiff_core.planning.cuts import cut
 from asyncdiff_core.settings import folds
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.stages import Stage
-from asyncdiff_core.trunk import Trunk
 
 from .metrics import relative_distance
 from .settings import Setting

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asyncdiff_core.schedule import DEFAULT_WARM_UP
+from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
 
 WARM_UPS = (1, 2, 3, 5, 9)
 

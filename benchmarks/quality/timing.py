@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
-from asyncdiff_core.host.pool import POOL
+from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
+from asyncdiff_core.comfyui.run.pool import POOL
 
 from .settings import Setting
 from .subjects import Subject

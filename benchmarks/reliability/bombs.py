@@ -1,8 +1,8 @@
-"""Plain data (asyncdiff_core/plain.py) that would cost its reader more than its bytes are worth."""
+"""Plain data (wire/plain.py) that would cost its reader more than its bytes are worth."""
 
 import struct
 
-from asyncdiff_core.plain import MAX_DEPTH, MAX_OTHER_KEYS
+from asyncdiff_core.wire.plain import MAX_DEPTH, MAX_OTHER_KEYS
 
 
 def nested(depth: int, around: bytes = b"l") -> bytes:

@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
-from asyncdiff_core import messages
-from asyncdiff_core.channel import Channel, encode_frame
 from asyncdiff_core.errors import AsyncDiffError
-from asyncdiff_core.frames import HEADER, MAGIC
-from asyncdiff_core.messages import from_wire, to_wire
-from asyncdiff_core.process import Launch, WorkerProcess, end_all
+from asyncdiff_core.wire import requests
+from asyncdiff_core.wire.channel import Channel, encode_frame
+from asyncdiff_core.wire.frames import HEADER, MAGIC
+from asyncdiff_core.wire.requests import from_wire, to_wire
+from asyncdiff_core.workers.process import Launch, WorkerProcess, end_all
 from harness.groups import LAUNCH
 
 from .bombs import BOMBS
@@ -47,22 +47,22 @@ def samples() -> list[bytes]:
     """Frames as host and workers really send them, one of each type and more."""
     x = torch.arange(24, dtype=torch.float32).view(2, 3, 4)
     sent: list[Any] = [
-        messages.MeasureCosts((x, x[0]), {"context": x}),
-        messages.Import("/pack.part", "/pack", "/pack/__init__.py"),
-        messages.Load(((0, 3),), ((0, (1, 2), False),), ((1, (2,), True),)),
-        messages.Unload(),
-        messages.Patch({"key": (1.0, x)}),
-        messages.Evaluate(0, 0, 0, "sync", ((x, x[0]), {"context": x.half()}), [{}]),
-        messages.EndRun(),
-        messages.Ready(1234, "cpu x1", 1e9, 0),
-        messages.Costs((1.0, 2.0)),
-        messages.Imported(True),
-        messages.Loaded(1, 2, 3),
-        messages.Done(),
-        messages.Result(x),
-        messages.RunEnded([(0, 0, "sync", 0.0, 0.0, 0.0, 0.0)], 5, 6),
-        messages.Beat(7, "computing", 8),
-        messages.Failed("something"),
+        requests.MeasureCosts((x, x[0]), {"context": x}),
+        requests.Import("/pack.part", "/pack", "/pack/__init__.py"),
+        requests.Load(((0, 3),), ((0, (1, 2), False),), ((1, (2,), True),)),
+        requests.Unload(),
+        requests.Patch({"key": (1.0, x)}),
+        requests.Evaluate(0, 0, 0, "sync", ((x, x[0]), {"context": x.half()}), [{}]),
+        requests.EndRun(),
+        requests.Ready(1234, "cpu x1", 1e9, 0),
+        requests.Costs((1.0, 2.0)),
+        requests.Imported(True),
+        requests.Loaded(1, 2, 3),
+        requests.Done(),
+        requests.Result(x),
+        requests.RunEnded([(0, 0, "sync", 0.0, 0.0, 0.0, 0.0)], 5, 6),
+        requests.Beat(7, "computing", 8),
+        requests.Failed("something"),
     ]
     return [frame(to_wire(message, ticket)) for ticket, message in enumerate(sent)]
 
@@ -124,7 +124,7 @@ def nonsense(chance: random.Random) -> Any:
         torch.zeros(0),
         *("sync", [("a", 1)], {"lane": 3}, ((1, 2), {}), "os:system", torch.zeros(2, 3)),
     ]
-    names = [*messages._TYPES, "NoSuchMessage", "__class__", "", 3, None]
+    names = [*requests._TYPES, "NoSuchMessage", "__class__", "", 3, None]
     name = chance.choice(names)
     fields = tuple(chance.choice(values) for _ in range(chance.choice((0, 1, 2, 3, 5, 6, 10))))
     wire = (name, chance.choice((0, 1, -1, 2**40, "ticket", None)), fields)
@@ -239,7 +239,7 @@ def _message(chance: random.Random) -> Any:
             message, _ = from_wire(wire)
         except AsyncDiffError:
             continue
-        if not isinstance(message, messages.Stop):
+        if not isinstance(message, requests.Stop):
             return wire
 
 
@@ -248,14 +248,14 @@ def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
     end = 10**6
     try:
         worker.send_frame(encode_frame(wire), HANG_SECONDS)
-        worker.send(messages.EndRun(), HANG_SECONDS, end)
+        worker.send(requests.EndRun(), HANG_SECONDS, end)
         answer = "nothing"
         deadline = time.monotonic() + HANG_SECONDS
         while time.monotonic() < deadline:
             message, ticket = worker.receive(HANG_SECONDS)
             if ticket == end:
                 return answer
-            if not isinstance(message, messages.Beat):
+            if not isinstance(message, requests.Beat):
                 answer = type(message).__name__
         raise AssertionError(f"no answer to {wire}")
     except AsyncDiffError:
@@ -270,7 +270,7 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
     try:
         own = Path(tempfile.mkdtemp(dir=folder))
         worker.send(
-            messages.Configure(
+            requests.Configure(
                 rank=0,
                 name="worker 0",
                 device="cpu",

@@ -75,8 +75,8 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
 def _start_groups(folder: Path, count: int) -> dict[str, Any]:
     import torch  # the intruder was forked before it
 
-    from asyncdiff_core.process import socket_mesh
-    from asyncdiff_core.schedule import AsyncSchedule
+    from asyncdiff_core.algorithm.schedule import AsyncSchedule
+    from asyncdiff_core.workers.process import socket_mesh
     from harness.groups import equal, make_group, plain, run, unbatched
 
     torch.set_num_threads(1)

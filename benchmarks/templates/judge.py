@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdiff_core.schedule import AUTO_WARM_UP, AsyncSchedule
+from asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, AsyncSchedule
 
 from .flatten import Json, Prompt
 

@@ -24,20 +24,20 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     import torch
     from torch.utils import _pytree as pytree
 
-    from asyncdiff_core.activations import copy_output
-    from asyncdiff_core.costs import parameter_costs
-    from asyncdiff_core.cuts import cut
-    from asyncdiff_core.dataflow import require_chain
+    from asyncdiff_core.algorithm.activations import copy_output
+    from asyncdiff_core.algorithm.evaluator import Inputs
+    from asyncdiff_core.algorithm.oracle import Oracle, _copy_inputs
+    from asyncdiff_core.algorithm.schedule import AsyncSchedule
+    from asyncdiff_core.algorithm.stage import Neighbours, StagedModel
+    from asyncdiff_core.algorithm.stages import Stage
+    from asyncdiff_core.algorithm.trunk import Trunk, guess_layout
+    from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of, position_of
+    from asyncdiff_core.comfyui.stage_model import _attention_on_meta
     from asyncdiff_core.errors import LayoutError
-    from asyncdiff_core.evaluator import Inputs
-    from asyncdiff_core.host.layouts import entry_of, layout_of, position_of
-    from asyncdiff_core.host.stage_weights import _attention_on_meta
-    from asyncdiff_core.oracle import Oracle, _copy_inputs
-    from asyncdiff_core.residuals import Residuals
-    from asyncdiff_core.schedule import AsyncSchedule
-    from asyncdiff_core.stage import Neighbours, StagedModel
-    from asyncdiff_core.stages import Stage
-    from asyncdiff_core.trunk import Trunk, guess_layout
+    from asyncdiff_core.planning.chain_check import require_chain
+    from asyncdiff_core.planning.costs import parameter_costs
+    from asyncdiff_core.planning.cuts import cut
+    from asyncdiff_core.wire.residuals import Residuals
     from harness.cuts import all_folds, chain
     from harness.own_process.architectures import ARCHITECTURES, Architecture, Draw
 

@@ -107,7 +107,7 @@ class Animated(Architecture):
     """A UNet with motion modules in it; what is a batch for others are its frames."""
 
     def build(self) -> torch.nn.Module:
-        from asyncdiff_core.host import motion
+        from asyncdiff_core.comfyui.model import motion
 
         unet, draw = super().build(), Draw(4)
         state = {}

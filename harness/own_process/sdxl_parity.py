@@ -40,18 +40,18 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
     import comfy.utils
     import torch
 
-    from asyncdiff_core.host.attachments import split_options
-    from asyncdiff_core.host.calls import ModelCall
-    from asyncdiff_core.host.distribute import parallelize, plan_for, with_schedule
-    from asyncdiff_core.host.forecast import Forecaster
-    from asyncdiff_core.host.layouts import entry_of, layout_of
-    from asyncdiff_core.host.loading import Loader
-    from asyncdiff_core.host.pool import POOL
-    from asyncdiff_core.host.skeleton import build_skeleton, make_remote
-    from asyncdiff_core.oracle import Oracle
-    from asyncdiff_core.schedule import AsyncSchedule
-    from asyncdiff_core.stage import StagedModel
-    from asyncdiff_core.trunk import Trunk
+    from asyncdiff_core.algorithm.oracle import Oracle
+    from asyncdiff_core.algorithm.schedule import AsyncSchedule
+    from asyncdiff_core.algorithm.stage import StagedModel
+    from asyncdiff_core.algorithm.trunk import Trunk
+    from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
+    from asyncdiff_core.comfyui.model.calls import ModelCall
+    from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of
+    from asyncdiff_core.comfyui.model.loading import Loader
+    from asyncdiff_core.comfyui.model.skeleton import build_skeleton, make_remote
+    from asyncdiff_core.comfyui.patches.code_patches import split_options
+    from asyncdiff_core.comfyui.run.forecast import Forecaster
+    from asyncdiff_core.comfyui.run.pool import POOL
     from harness.own_process import reduced_sdxl
 
     torch.set_num_threads(1)

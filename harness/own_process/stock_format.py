@@ -271,8 +271,8 @@ def main(comfyui: str, models: str, kinds: str = "{}", *names: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from asyncdiff_core.host.layouts import layout_of
-    from asyncdiff_core.trunk import Trunk
+    from asyncdiff_core.algorithm.trunk import Trunk
+    from asyncdiff_core.comfyui.model.layouts import layout_of
     from harness.own_process.architectures import Architecture
     from harness.own_process.formats import FORMATS, layers_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff_core.group import WorkerGroup
+from asyncdiff_core.workers.group import WorkerGroup
 from harness.groups import Gate, make_group
 
 MakeGroup = Callable[..., WorkerGroup]

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
 from harness.groups import LAUNCH, Gate, batched, make_group, pids_of, run
 
 

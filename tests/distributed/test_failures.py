@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from asyncdiff_core import members
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
 from asyncdiff_core.errors import (
     WorkerDiedError,
     WorkerError,
@@ -27,10 +27,10 @@ from asyncdiff_core.errors import (
     WorkerStartError,
     WorkerTimeoutError,
 )
-from asyncdiff_core.group import WorkerGroup
-from asyncdiff_core.messages import Beat
-from asyncdiff_core.process import Launch, WorkerProcess, end_all
-from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.wire.requests import Beat
+from asyncdiff_core.workers import members
+from asyncdiff_core.workers.group import WorkerGroup
+from asyncdiff_core.workers.process import Launch, WorkerProcess, end_all
 from harness.groups import (
     LAUNCH,
     ROOT,
@@ -140,7 +140,7 @@ def test_another_thread_meets_the_trouble_first(own_group: Any) -> None:
     os.kill(pids_of(group)[1], signal.SIGKILL)
     wait_until(lambda: not group.is_alive(), 30)
     with ThreadPoolExecutor(1) as other, pytest.raises(WorkerDiedError):
-        other.submit(group.attach, "key", lambda stage: None).result()
+        other.submit(group.keep, "key", lambda stage: None).result()
     for ask in (
         lambda: group.prepare(calls[0].args, calls[0].kwargs),
         lambda: group.evaluate(*calls[0]),

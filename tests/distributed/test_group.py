@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff_core import messages
+from asyncdiff_core.algorithm.evaluator import Forecast
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.stages import Stage, units_of
+from asyncdiff_core.algorithm.trunk import Trunk, parameter_bytes
 from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError
-from asyncdiff_core.evaluator import Forecast
-from asyncdiff_core.group import WorkerGroup
-from asyncdiff_core.messages import Ready
-from asyncdiff_core.process import WorkerProcess
-from asyncdiff_core.schedule import AsyncSchedule
-from asyncdiff_core.stages import Stage, units_of
-from asyncdiff_core.trunk import Trunk, parameter_bytes
+from asyncdiff_core.wire import requests
+from asyncdiff_core.wire.requests import Ready
+from asyncdiff_core.workers.group import WorkerGroup
+from asyncdiff_core.workers.process import WorkerProcess
 from harness.cuts import chain
 from harness.groups import (
     Cancelled,
@@ -509,7 +509,7 @@ def test_the_end_of_a_run_leaves_the_answers_to_others_alone(own_group: Any) -> 
     run(group, AsyncSchedule(), calls)
     group.begin_run(AsyncSchedule())
     group.evaluate(*calls[0])
-    ticket = group.workers.post([messages.Unload()] * 2)
+    ticket = group.workers.post([requests.Unload()] * 2)
     group.end_run()
     assert len(group.workers.collect(ticket, group.members, 10.0, poll=False)) == 2
     assert not group.workers.exchange._awaited and not group.workers.exchange._answers

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff_core.evaluator import Call, Forecast, Inputs
-from asyncdiff_core.group import WorkerGroup
-from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.plan import make_plan
-from asyncdiff_core.schedule import AsyncSchedule
-from asyncdiff_core.source import ModelSource
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.trunk import Trunk
+from asyncdiff_core.algorithm.evaluator import Call, Forecast, Inputs
+from asyncdiff_core.algorithm.oracle import Oracle
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.trunk import Trunk
+from asyncdiff_core.planning.plan import make_plan
+from asyncdiff_core.workers.group import WorkerGroup
+from asyncdiff_core.workers.source import ModelSource
 from harness.groups import LAUNCH
 from harness.toys import make_inputs, make_model
 

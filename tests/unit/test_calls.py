@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from asyncdiff_core.host.calls import ModelCall, gather, scatter
-from asyncdiff_core.host.forecast import AUDIO, Forecaster
+from asyncdiff_core.comfyui.model.calls import ModelCall, gather, scatter
+from asyncdiff_core.comfyui.run.forecast import AUDIO, Forecaster
 
 
 def test_chunks_go_by_cond_index() -> None:

@@ -16,14 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncdiff_core.channel import Channel, encode_frame
 from asyncdiff_core.errors import (
     AsyncDiffError,
     ChannelClosedError,
     ChannelDataError,
     ChannelTimeoutError,
 )
-from asyncdiff_core.plain import Reader, Writer
+from asyncdiff_core.wire.channel import Channel, encode_frame
+from asyncdiff_core.wire.plain import Reader, Writer
 
 HANG = 30.0  # a bound for what should take no time at all
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from asyncdiff_core.costs import measure_costs, parameter_costs
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout
 from asyncdiff_core.errors import LayoutError
-from asyncdiff_core.trunk import Trunk, TrunkLayout
+from asyncdiff_core.planning.costs import measure_costs, parameter_costs
 from harness.toys import MODELS, Chain, make_inputs
 
 

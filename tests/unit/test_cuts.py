@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff_core.assignment import relative_speeds
-from asyncdiff_core.cuts import FOLD_TOLERANCE, cut, fold, partition, slowest
+from asyncdiff_core.algorithm.stages import Link, links_between, units_of
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.messages import Ready
-from asyncdiff_core.stages import Link, links_between, units_of
+from asyncdiff_core.planning.cuts import FOLD_TOLERANCE, cut, fold, partition, slowest
+from asyncdiff_core.wire.requests import Ready
+from asyncdiff_core.workers.assignment import relative_speeds
 from harness.cuts import all_chains, all_folds, chain, stage_of
 
 

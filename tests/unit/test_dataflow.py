@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from asyncdiff_core.dataflow import require_chain
+from asyncdiff_core.algorithm.trunk import Trunk, guess_layout
 from asyncdiff_core.errors import LayoutError
-from asyncdiff_core.trunk import Trunk, guess_layout
+from asyncdiff_core.planning.chain_check import require_chain
 from harness.toys import Chain
 
 WIDTH = 8

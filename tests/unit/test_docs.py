@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from asyncdiff_core import settings
-from asyncdiff_core.host import reports
-from asyncdiff_core.host.layouts import LAYOUTS, REFUSED
-from asyncdiff_core.plan import ParallelPlan
-from asyncdiff_core.planner import predicted_speedup
-from asyncdiff_core.report import RunReport, Span, WorkerReport
-from asyncdiff_core.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.comfyui.model.layouts import LAYOUTS, REFUSED
+from asyncdiff_core.comfyui.run import history
+from asyncdiff_core.planning.plan import ParallelPlan
+from asyncdiff_core.planning.planner import predicted_speedup
+from asyncdiff_core.reports.report import RunReport, Span, WorkerReport
 from dev import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -145,9 +145,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             spans=[Span(0, 0, "sync", start=1.0, wait=0.0, compute=1.0, end=2.0)],
         )
     ]
-    monkeypatch.setattr(reports, "_runs", deque())
-    reports.record(report)
-    [recorded] = reports.last_runs()
+    monkeypatch.setattr(history, "_runs", deque())
+    history.record(report)
+    [recorded] = history.last_runs()
     return recorded
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from asyncdiff_core.evaluator import Forecast, Inputs
-from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.schedule import AsyncSchedule
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.trunk import Trunk, TrunkLayout
+from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
+from asyncdiff_core.algorithm.oracle import Oracle
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout
 from harness.cuts import Stages, all_folds
 from tests.unit.test_oracle import equal
 

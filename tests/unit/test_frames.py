@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff_core.channel import Channel, encode_frame
 from asyncdiff_core.errors import AsyncDiffError, ChannelDataError, NotPlainError
-from asyncdiff_core.frames import HEADER, MAGIC, plain_frame
-from asyncdiff_core.messages import from_wire, to_wire
-from asyncdiff_core.plain import Reader, Writer, require_plain
+from asyncdiff_core.wire.channel import Channel, encode_frame
+from asyncdiff_core.wire.frames import HEADER, MAGIC, plain_frame
+from asyncdiff_core.wire.plain import Reader, Writer, require_plain
+from asyncdiff_core.wire.requests import from_wire, to_wire
 from benchmarks.reliability.bombs import BOMBS
 
 PLAIN = {
@@ -152,6 +152,6 @@ def test_a_tensor_crosses_beside_the_data() -> None:
 
 
 def to_wire_of(x: torch.Tensor) -> Any:
-    from asyncdiff_core.messages import Result
+    from asyncdiff_core.wire.requests import Result
 
     return to_wire(Result(x), 4)

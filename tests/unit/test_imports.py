@@ -18,26 +18,36 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+# The folders of the engine and of the adapter, each of which imports those before it alone.
+LAYERS = ("algorithm", "planning", "wire", "links", "reports", "workers")
+LAYERS_OF_ADAPTER = ("model", "patches", "run")
+
 # Each part of the repository, and which others its modules import. A module belongs to the part
 # with the longest name that fits. "" is the root's __init__.py.
 COMFYUI = "ComfyUI"
-ENGINE, HOST = "asyncdiff_core", "asyncdiff_core.host"
+ENGINE, ADAPTER = "asyncdiff_core", "asyncdiff_core.comfyui"
+FOLDERS = [ENGINE, *(f"{ENGINE}.{layer}" for layer in LAYERS)]
+FOLDERS_OF_ADAPTER = [*(f"{ADAPTER}.{layer}" for layer in LAYERS_OF_ADAPTER), ADAPTER]
+ALL_OF_IT = {*FOLDERS, *FOLDERS_OF_ADAPTER}
 PARTS: dict[str, set[str]] = {
     "": {"nodes"},
-    ENGINE: set(),
-    HOST: {COMFYUI, ENGINE},
-    "nodes": {COMFYUI, ENGINE, HOST},
-    "harness": {ENGINE, "harness.own_process"},
+    **{folder: {*FOLDERS[:n]} for n, folder in enumerate(FOLDERS)},
+    **{
+        folder: {COMFYUI, *FOLDERS, *FOLDERS_OF_ADAPTER[:n]}
+        for n, folder in enumerate(FOLDERS_OF_ADAPTER)
+    },
+    "nodes": {COMFYUI, *ALL_OF_IT},
+    "harness": {*FOLDERS, "harness.own_process"},
     "harness.adapter_pack": {COMFYUI},
-    "harness.own_process": {COMFYUI, ENGINE, HOST, "harness"},
-    "demo": {ENGINE, "harness", "demo.shapes"},
+    "harness.own_process": {COMFYUI, *ALL_OF_IT, "harness"},
+    "demo": {*FOLDERS, "harness", "demo.shapes"},
     "demo.shapes": {COMFYUI},
     "benchmarks": {
-        *(COMFYUI, ENGINE, HOST, "harness", "harness.own_process", "demo", "demo.shapes"),
+        *(COMFYUI, *ALL_OF_IT, "harness", "harness.own_process", "demo", "demo.shapes"),
     },
 }
 # What starts a worker. It tells the host that it lives while torch is imported.
-ENTRY = "asyncdiff_core.bootstrap"
+ENTRY = "asyncdiff_core.workers.bootstrap"
 
 # The modules at the top of ComfyUI's folder. Our own `nodes` is only imported relatively.
 OF_COMFYUI = {
@@ -176,8 +186,8 @@ def _reached(graph: Mapping[str, set[str]], start: str) -> set[str]:
 # The reading itself
 
 
-def read(source: str, package: str = "asyncdiff_core.host") -> list[Import]:
-    known = dict.fromkeys(["asyncdiff_core.plan", "asyncdiff_core.host.pool", "nodes.routes"])
+def read(source: str, package: str = "asyncdiff_core.comfyui") -> list[Import]:
+    known = dict.fromkeys(["asyncdiff_core.log", "asyncdiff_core.comfyui.machine", "nodes.routes"])
     return list(_imports(ast.parse(source), package.split("."), known))
 
 
@@ -186,10 +196,10 @@ def read(source: str, package: str = "asyncdiff_core.host") -> list[Import]:
     [
         ("import torch.nn", "torch.nn"),
         ("from torch import nn", "torch"),
-        ("from . import pool", "asyncdiff_core.host.pool"),
-        ("from .pool import POOL", "asyncdiff_core.host.pool"),
-        ("from ..plan import make_plan", "asyncdiff_core.plan"),
-        ("from .. import plan", "asyncdiff_core.plan"),
+        ("from . import machine", "asyncdiff_core.comfyui.machine"),
+        ("from .machine import devices", "asyncdiff_core.comfyui.machine"),
+        ("from ..log import get_logger", "asyncdiff_core.log"),
+        ("from .. import log", "asyncdiff_core.log"),
         ("from ...nodes import routes", "nodes.routes"),
         ("import nodes", "ComfyUI.nodes"),
         ("from comfy.sd import VAE", "ComfyUI.comfy.sd"),

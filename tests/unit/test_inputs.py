@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from asyncdiff_core.errors import UnsupportedPatchError
-from asyncdiff_core.inputs import UNCHANGED, InputDecoder, InputEncoder
-from asyncdiff_core.strides import duplicate
+from asyncdiff_core.wire.inputs import UNCHANGED, InputDecoder, InputEncoder
+from asyncdiff_core.wire.strides import duplicate
 
 
 class Wire:

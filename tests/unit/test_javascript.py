@@ -14,11 +14,11 @@ import playwright
 import pytest
 
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.plan import parse_devices
-from asyncdiff_core.progress import phase
-from asyncdiff_core.report import RunReport
-from asyncdiff_core.status import GroupState, WorkerState
-from asyncdiff_core.timeline import tick_interval
+from asyncdiff_core.planning.plan import parse_devices
+from asyncdiff_core.reports.progress import phase
+from asyncdiff_core.reports.report import RunReport
+from asyncdiff_core.reports.timeline import tick_interval
+from asyncdiff_core.workers.status import GroupState, WorkerState
 
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"

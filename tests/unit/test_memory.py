@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from asyncdiff_core.memory import ActivationMemory
+from asyncdiff_core.workers.memory import ActivationMemory
 
 MIB = 1 << 20
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from asyncdiff_core import messages
-from asyncdiff_core.channel import Channel
 from asyncdiff_core.errors import ChannelDataError
-from asyncdiff_core.messages import from_wire, to_wire
+from asyncdiff_core.wire import requests
+from asyncdiff_core.wire.channel import Channel
+from asyncdiff_core.wire.requests import from_wire, to_wire
 
 EXAMPLES = [
-    messages.Configure(
+    requests.Configure(
         rank=1,
         name="stage 1",
         device="cuda:0",
@@ -27,30 +27,30 @@ EXAMPLES = [
         backend="socket",
         rendezvous="/tmp/somewhere/rendezvous",
     ),
-    messages.MeasureCosts((torch.rand(2, 3), None), {"context": torch.rand(2, 7, 4), "n": 3}),
-    messages.Import("/packs/one.nodes.attention", "/packs/one", "/packs/one/__init__.py"),
-    messages.Load(
+    requests.MeasureCosts((torch.rand(2, 3), None), {"context": torch.rand(2, 7, 4), "n": 3}),
+    requests.Import("/packs/one.nodes.attention", "/packs/one", "/packs/one/__init__.py"),
+    requests.Load(
         ((2, 5), (7, 9)),
         ((0, (0, 1), False),),
         ((2, (4,), True), (3, (2, 4), False)),
         lead=1,
     ),
-    messages.Unload(),
-    messages.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
-    messages.Compile(b"settings"),
-    messages.Attach("0", (b"code", [torch.rand(2)])),
-    messages.Evaluate(1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), [{}, {1: torch.rand(1)}]),
-    messages.EndRun(),
-    messages.Stop(),
-    messages.Ready(1234, "cpu x1", 1.5e10, 1 << 36, ("/ComfyUI", "/lib")),
-    messages.Costs((1.0, 2.0)),
-    messages.Imported(True),
-    messages.Loaded(1 << 33, 12, 1 << 34),
-    messages.Done(),
-    messages.Result((torch.rand(2, 2), None), 1 << 20),
-    messages.RunEnded([(0, 0, "sync", 1.0, 0.5, 0.25, 2.0)], 1 << 20, 1 << 33),
-    messages.Beat(12, "computing", 1 << 33),
-    messages.Failed("ValueError: no", kind="memory", traceback="Traceback ..."),
+    requests.Unload(),
+    requests.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
+    requests.Compile(b"settings"),
+    requests.Keep("0", (b"code", [torch.rand(2)])),
+    requests.Evaluate(1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), [{}, {1: torch.rand(1)}]),
+    requests.EndRun(),
+    requests.Stop(),
+    requests.Ready(1234, "cpu x1", 1.5e10, 1 << 36, ("/ComfyUI", "/lib")),
+    requests.Costs((1.0, 2.0)),
+    requests.Imported(True),
+    requests.Loaded(1 << 33, 12, 1 << 34),
+    requests.Done(),
+    requests.Result((torch.rand(2, 2), None), 1 << 20),
+    requests.RunEnded([(0, 0, "sync", 1.0, 0.5, 0.25, 2.0)], 1 << 20, 1 << 33),
+    requests.Beat(12, "computing", 1 << 33),
+    requests.Failed("ValueError: no", kind="memory", traceback="Traceback ..."),
 ]
 
 
@@ -67,8 +67,8 @@ def assert_same(a: Any, b: Any) -> None:
 
 def test_there_is_an_example_of_every_message() -> None:
     known = {
-        value for value in vars(messages).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == messages.__name__
+        value for value in vars(requests).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == requests.__name__
     }  # fmt: skip
     assert {type(example) for example in EXAMPLES} == known
 
@@ -102,7 +102,7 @@ def test_no_class_of_the_pack_travels(message: Any) -> None:
 
 
 def test_a_request_without_a_ticket_has_ticket_0() -> None:
-    assert from_wire(to_wire(messages.Stop())) == (messages.Stop(), 0)
+    assert from_wire(to_wire(requests.Stop())) == (requests.Stop(), 0)
 
 
 def test_messages_are_frozen_and_their_fields_have_types() -> None:
@@ -154,29 +154,29 @@ def test_a_wrong_field_is_named(message: Any, name: str, wrong: Any) -> None:
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        (messages.Evaluate, {"mode": "nonsense"}),
-        (messages.Evaluate, {"mode": "Async"}),
-        (messages.Evaluate, {"lane": -1}),
-        (messages.Evaluate, {"variants": [{"1": 0}]}),
-        (messages.Evaluate, {"variants": [{-1: 0}]}),
-        (messages.Evaluate, {"inputs": (1, 2)}),
-        (messages.Evaluate, {"index": 2**70}),
-        (messages.Evaluate, {"index": True}),
-        (messages.Load, {"stage": ((5, 2),)}),
-        (messages.Load, {"stage": ((1, 2, 3),)}),
-        (messages.Load, {"incoming": ((0, (1,)),)}),
-        (messages.Load, {"outgoing": ((0, (1,), 1),)}),
-        (messages.Load, {"lead": -1}),
-        (messages.Configure, {"num_threads": 0}),
-        (messages.Configure, {"backend": "gloo"}),
-        (messages.Ready, {"speed": -1.0}),
-        (messages.Ready, {"speed": math.inf}),
-        (messages.Ready, {"search_path": ("a", 1)}),
-        (messages.Costs, {"costs": (1.0, "2")}),
-        (messages.RunEnded, {"spans": [(0, 0, "both", 1.0, 0.5, 0.25, 2.0)]}),
-        (messages.RunEnded, {"spans": [(0, 0, "sync", 1.0, 0.5, 0.25)]}),
-        (messages.Beat, {"doing": "sleeping"}),
-        (messages.Failed, {"text": "x" * 2**21}),
+        (requests.Evaluate, {"mode": "nonsense"}),
+        (requests.Evaluate, {"mode": "Async"}),
+        (requests.Evaluate, {"lane": -1}),
+        (requests.Evaluate, {"variants": [{"1": 0}]}),
+        (requests.Evaluate, {"variants": [{-1: 0}]}),
+        (requests.Evaluate, {"inputs": (1, 2)}),
+        (requests.Evaluate, {"index": 2**70}),
+        (requests.Evaluate, {"index": True}),
+        (requests.Load, {"stage": ((5, 2),)}),
+        (requests.Load, {"stage": ((1, 2, 3),)}),
+        (requests.Load, {"incoming": ((0, (1,)),)}),
+        (requests.Load, {"outgoing": ((0, (1,), 1),)}),
+        (requests.Load, {"lead": -1}),
+        (requests.Configure, {"num_threads": 0}),
+        (requests.Configure, {"backend": "gloo"}),
+        (requests.Ready, {"speed": -1.0}),
+        (requests.Ready, {"speed": math.inf}),
+        (requests.Ready, {"search_path": ("a", 1)}),
+        (requests.Costs, {"costs": (1.0, "2")}),
+        (requests.RunEnded, {"spans": [(0, 0, "both", 1.0, 0.5, 0.25, 2.0)]}),
+        (requests.RunEnded, {"spans": [(0, 0, "sync", 1.0, 0.5, 0.25)]}),
+        (requests.Beat, {"doing": "sleeping"}),
+        (requests.Failed, {"text": "x" * 2**21}),
     ],
 )
 def test_a_field_that_there_cannot_be_is_named(message: Any, change: dict[str, Any]) -> None:
@@ -188,8 +188,8 @@ def test_a_field_that_there_cannot_be_is_named(message: Any, change: dict[str, A
 @pytest.mark.parametrize("ticket", [-1, 1.0, None, "3", True, 2**70])
 def test_a_wrong_ticket(ticket: Any) -> None:
     with pytest.raises(ChannelDataError, match="ticket"):
-        from_wire(to_wire(messages.Stop(), ticket))
+        from_wire(to_wire(requests.Stop(), ticket))
 
 
 def test_a_traceback_does_not_fill_the_log() -> None:
-    assert "Traceback" not in repr(messages.Failed("text", traceback="Traceback ..."))
+    assert "Traceback" not in repr(requests.Failed("text", traceback="Traceback ..."))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from asyncdiff_core.activations import OutputMeta
-from asyncdiff_core.packing import ALIGNMENT, MessageLayout, copy_into
+from asyncdiff_core.algorithm.activations import OutputMeta
+from asyncdiff_core.links.packing import ALIGNMENT, MessageLayout, copy_into
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.bool, torch.int64]
 DTYPES += [torch.float8_e4m3fn]

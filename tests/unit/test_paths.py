@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from asyncdiff_core.algorithm.stages import links_between
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout
 from asyncdiff_core.errors import LayoutError
-from asyncdiff_core.stages import links_between
-from asyncdiff_core.trunk import Trunk, TrunkLayout
 from harness.cuts import chain
 
 

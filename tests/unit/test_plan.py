@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.plan import MAX_WORKERS, ParallelPlan, Placement, make_plan, parse_devices
+from asyncdiff_core.planning.plan import (
+    MAX_WORKERS,
+    ParallelPlan,
+    Placement,
+    make_plan,
+    parse_devices,
+)
 
 GPUS = ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
 

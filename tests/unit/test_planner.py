@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.plan import ParallelPlan, make_plan
-from asyncdiff_core.planner import PlanRequest, choose, predicted_speedup
+from asyncdiff_core.planning.plan import ParallelPlan, make_plan
+from asyncdiff_core.planning.planner import PlanRequest, choose, predicted_speedup
 
 EVEN = [1.0] * 24
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.comfyui.run import pool as pool_module
+from asyncdiff_core.comfyui.run.history import last_errors
+from asyncdiff_core.comfyui.run.pool import GroupPool
 from asyncdiff_core.errors import WorkerDiedError
-from asyncdiff_core.host import pool as pool_module
-from asyncdiff_core.host.pool import GroupPool
-from asyncdiff_core.host.reports import last_errors
-from asyncdiff_core.schedule import AsyncSchedule
 
 
 class FakeSource:

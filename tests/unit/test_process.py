@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from asyncdiff_core.errors import WorkerStartError
-from asyncdiff_core.members import cpu_threads_per_worker
-from asyncdiff_core.process import Launch, WorkerProcess, device_environment
+from asyncdiff_core.workers.members import cpu_threads_per_worker
+from asyncdiff_core.workers.process import Launch, WorkerProcess, device_environment
 
 CUDA, HIP = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from asyncdiff_core.progress import gain, measured_speed_up, num_steps_done, phase
-from asyncdiff_core.report import RunReport
+from asyncdiff_core.reports.progress import gain, measured_speed_up, num_steps_done, phase
+from asyncdiff_core.reports.report import RunReport
 
 
 def run(

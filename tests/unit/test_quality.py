@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff_core.plan import ParallelPlan
-from asyncdiff_core.planner import predicted_speedup
+from asyncdiff_core.planning.plan import ParallelPlan
+from asyncdiff_core.planning.planner import predicted_speedup
 from benchmarks.quality import metrics, report
 from benchmarks.quality.report import Result
 from benchmarks.quality.settings import (

@@ -2,7 +2,7 @@
 
 import json
 
-from asyncdiff_core.report import RunReport, Span, WorkerReport
+from asyncdiff_core.reports.report import RunReport, Span, WorkerReport
 
 
 def make_report() -> RunReport:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff_core.activations import copy_output
-from asyncdiff_core.channel import encode_frame
-from asyncdiff_core.residuals import Residuals
-from asyncdiff_core.stage import Neighbours, StagedModel
-from asyncdiff_core.trunk import Trunk
+from asyncdiff_core.algorithm.activations import copy_output
+from asyncdiff_core.algorithm.stage import Neighbours, StagedModel
+from asyncdiff_core.algorithm.trunk import Trunk
+from asyncdiff_core.wire.channel import encode_frame
+from asyncdiff_core.wire.residuals import Residuals
 from harness.toys import make_inputs, make_model
 
 

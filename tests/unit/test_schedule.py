@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, AsyncSchedule, Lane, Lanes, Round
 from asyncdiff_core.errors import ScheduleError
-from asyncdiff_core.schedule import AUTO_WARM_UP, AsyncSchedule, Lane, Lanes, Round
 
 
 def rounds(lane: Lane, *sigmas: float | None) -> list[Round]:

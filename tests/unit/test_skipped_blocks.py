@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from asyncdiff_core.algorithm.oracle import Oracle
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout
+from asyncdiff_core.comfyui.patches.block_patches import with_every_unit_called
 from asyncdiff_core.errors import LayoutError
-from asyncdiff_core.host.skipped_blocks import with_every_unit_called
-from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.schedule import AsyncSchedule
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.trunk import Trunk, TrunkLayout
 from harness.cuts import chain
 
 DEPTH, WIDTH = 5, 8

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from asyncdiff_core.activations import OutputMeta, TensorMeta, copy_output
+from asyncdiff_core.algorithm.activations import OutputMeta, TensorMeta, copy_output
+from asyncdiff_core.algorithm.stage import Neighbours, StagedModel
+from asyncdiff_core.algorithm.stages import Range, Stage, links_between, units_of
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout, drop_parameters
 from asyncdiff_core.errors import LayoutError, NumbersError
-from asyncdiff_core.packing import MessageLayout, copy_into
-from asyncdiff_core.stage import Neighbours, StagedModel
-from asyncdiff_core.stages import Range, Stage, links_between, units_of
-from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters
+from asyncdiff_core.links.packing import MessageLayout, copy_into
 from harness.cuts import Stages, all_chains, all_folds, chain
 from harness.toys import Chain, make_inputs, make_model
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asyncdiff_core.host.states import State
+from asyncdiff_core.comfyui.patches.fingerprint import State
 
 
 class Thing:

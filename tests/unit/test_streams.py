@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from asyncdiff_core.streams import Streams
+from asyncdiff_core.algorithm.streams import Streams
 
 
 def noise(seed: int) -> torch.Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff_core.evaluator import Forecast, Inputs
-from asyncdiff_core.oracle import Oracle
-from asyncdiff_core.schedule import AsyncSchedule, Lane, Lanes
-from asyncdiff_core.stage import StagedModel
-from asyncdiff_core.trunk import Trunk
+from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
+from asyncdiff_core.algorithm.oracle import Oracle
+from asyncdiff_core.algorithm.schedule import AsyncSchedule, Lane, Lanes
+from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.trunk import Trunk
 from harness.cuts import chain
 from tests.unit.test_oracle import CUTS, Line, equal
 

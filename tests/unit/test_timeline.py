@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asyncdiff_core.timeline import (
+from asyncdiff_core.reports.timeline import (
     ASYNC,
     SYNC,
     WAIT,

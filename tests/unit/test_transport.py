@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.transport import choose_backend
+from asyncdiff_core.links.transport import choose_backend
 
 GPUS = ("cuda:0", "cuda:1")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout, drop_parameters, parameter_bytes
 from asyncdiff_core.errors import LayoutError
-from asyncdiff_core.trunk import Trunk, TrunkLayout, drop_parameters, parameter_bytes
 from harness.toys import Chain, SkipNet, make_model
 
 

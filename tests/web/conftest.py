@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from harness.comfy_server import ComfyServer
-from tests.host.conftest import comfyui_path, lab, server  # noqa: F401 - fixtures
+from tests.comfyui.conftest import comfyui_path, lab, server  # noqa: F401 - fixtures
 
 from .browser import Canvas, canvas, chromium, launch
 

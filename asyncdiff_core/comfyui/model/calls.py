@@ -1,0 +1,130 @@
+"""Calls of the diffusion model: what ComfyUI gives it, and the parts that replicas get of that.
+
+ComfyUI evaluates several conds (cond and uncond, above all) as one batch. Each replica gets those
+of its cond indices as a batch of its own, which is what ComfyUI itself does when it has no memory
+for all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ...algorithm.evaluator import Inputs
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of the diffusion model.
+
+    Attributes:
+        x: the latent that it gets; a list of them where a model has several (video and audio).
+        options: its transformer_options.
+        inputs_with: gives the arguments of its entry method with other options in their place.
+    """
+
+    x: Any
+    options: dict[str, Any]
+    inputs_with: Callable[[Any], Inputs]
+
+    @property
+    def inputs(self) -> Inputs:
+        """The arguments of the entry method."""
+        return self.inputs_with(self.options)
+
+    @property
+    def latent(self) -> torch.Tensor:
+        """The latent, or the first one."""
+        latent: torch.Tensor = self.x[0] if isinstance(self.x, list) else self.x
+        return latent
+
+    @property
+    def conds(self) -> Sequence[int]:
+        """The index of the cond of each chunk of the batch."""
+        conds: Sequence[int] = self.options.get("cond_or_uncond", ())
+        return conds
+
+    @property
+    def sigma(self) -> float | None:
+        """The sigma of the sampler's step, if it is known."""
+        sigmas = self.options.get("sigmas")
+        return None if sigmas is None else float(sigmas.flatten()[0])
+
+    @property
+    def lane_key(self) -> Hashable:
+        """Evaluations of the same batch make-up share a lane."""
+        shapes = tuple(tuple(t.shape) for t in (self.x if isinstance(self.x, list) else [self.x]))
+        return tuple(self.options.get("uuids", ())), tuple(self.conds), shapes
+
+    def with_options(self, options: dict[str, Any]) -> ModelCall:
+        """The same call with other options."""
+        return ModelCall(self.x, options, self.inputs_with)
+
+    def of_chunks(self, chunks: Sequence[int]) -> ModelCall:
+        """The call as ComfyUI would make it for a batch of these chunks alone.
+
+        Every tensor whose first dimension is that of the batch is a batch; transformer_options are
+        not touched, but for what names the conds.
+        """
+        options = {
+            **self.options,
+            "cond_or_uncond": [self.options["cond_or_uncond"][chunk] for chunk in chunks],
+            "uuids": [self.options["uuids"][chunk] for chunk in chunks],
+        }
+        size = self.latent.shape[0] // len(self.conds)
+        rows = torch.tensor([chunk * size + row for chunk in chunks for row in range(size)])
+        x = pytree.tree_map(lambda part: part[rows.to(part.device)], self.x)
+        return ModelCall(x, options, _rows_of(self.inputs_with, rows))
+
+
+class _Opaque:
+    """Keeps a value out of a tree's leaves."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _rows_of(inputs_with: Callable[[Any], Inputs], rows: torch.Tensor) -> Callable[[Any], Inputs]:
+    """`inputs_with` of the smaller batch."""
+
+    def inputs_of_rows(options: Any) -> Inputs:
+        tree = inputs_with(_Opaque(options))
+        batch = next(x for x in pytree.tree_leaves(tree) if isinstance(x, torch.Tensor)).shape[0]
+
+        def pick(leaf: Any) -> Any:
+            if isinstance(leaf, _Opaque):
+                return leaf.value
+            if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] == batch:
+                return leaf[rows.to(leaf.device)]
+            return leaf
+
+        picked: Inputs = pytree.tree_map(pick, tree)
+        return picked
+
+    return inputs_of_rows
+
+
+def scatter(conds: Sequence[int], num_replicas: int) -> list[list[int]]:
+    """Which chunks of the batch each replica gets; replicas without any are left out."""
+    indices = sorted(set(conds))
+    parts: list[list[int]] = [[] for _ in range(num_replicas)]
+    for chunk, cond in enumerate(conds):
+        parts[indices.index(cond) % num_replicas].append(chunk)
+    return [part for part in parts if part]
+
+
+def gather(outputs: Sequence[Any], parts: Sequence[Sequence[int]]) -> Any:
+    """Put the outputs of the parts together again, in the order of the whole batch.
+
+    An output is a tensor, or a list of tensors (video and audio).
+    """
+    if isinstance(outputs[0], list):
+        return [gather(one, parts) for one in zip(*outputs, strict=True)]
+    chunks: dict[int, torch.Tensor] = {}
+    for output, part in zip(outputs, parts, strict=True):
+        chunks.update(zip(part, output.chunk(len(part)), strict=True))
+    return torch.cat([chunks[chunk] for chunk in sorted(chunks)])

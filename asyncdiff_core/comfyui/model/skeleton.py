@@ -1,0 +1,97 @@
+"""The diffusion model in the ComfyUI process: its class, its names and shapes, and no weights.
+
+A skeleton keeps everything that ComfyUI asks of a BaseModel (real `model_sampling`,
+`latent_format`, conditioning code, parameter names and shapes for LoRA keys) and sends only the
+call that computes to where the weights are.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+
+from ...algorithm.evaluator import Inputs
+from ...workers.memory import give_memory_back
+from .absent import make_absent
+from .calls import ModelCall
+from .layouts import entry_of, host_parts_of, position_of
+from .loading import (
+    QUANTISATION,
+    Loader,
+    as_loaded,
+    as_meta,
+    deferred_weights,
+    load_chosen,
+    require_loaded,
+)
+
+TABLE_BYTES = 16 * 2**20  # SeedVR2 keeps its text embeddings so; SD3's positions are far more
+
+
+def build_skeleton(loader: Loader) -> Any:
+    """What `loader` returns, with an AbsentWeight for every parameter of its diffusion model.
+
+    Only headers are read of a safetensors file, and what ComfyUI's own process needs: the parts
+    that conditioning code runs (see layouts.HOST_PARTS), and tables that nodes take from a model.
+    """
+
+    def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
+        model = base_model.diffusion_model
+        parts = host_parts_of(model)
+        prefixes = tuple(f"{part}." for part in parts)
+
+        def choose(
+            key: str, tensor: torch.Tensor, like: torch.Tensor | None
+        ) -> torch.Tensor | None:
+            is_table = key in model._buffers and tensor.nbytes <= TABLE_BYTES
+            is_needed = is_table or key.startswith(prefixes) or key.endswith(QUANTISATION)
+            return as_loaded(tensor, like) if is_needed else as_meta(tensor, like)
+
+        load_chosen(base_model, load_whole, choose)
+        require_loaded({part: model.get_submodule(part) for part in parts})
+
+    with deferred_weights(load):
+        patcher = loader.without_paging()
+    make_absent(patcher.model.diffusion_model, patcher.load_device)
+    # Each weight was made for a moment, between small objects that stay.
+    give_memory_back()
+    return patcher
+
+
+def make_remote(diffusion_model: torch.nn.Module, evaluate: Callable[[ModelCall], Any]) -> None:
+    """Replace what computes in `diffusion_model` by `evaluate`.
+
+    Wrappers around the diffusion model (EasyCache and its kin) still run here, in the ComfyUI
+    process, around `evaluate`.
+    """
+    entry = entry_of(diffusion_model)
+    # Wrappers are written for each model's own parameter order, so positions must be kept.
+    index = position_of(diffusion_model, "transformer_options")
+
+    def remote(*args: Any, **kwargs: Any) -> Any:
+        is_positional = index < len(args)
+        options = args[index] if is_positional else kwargs.get("transformer_options", {})
+
+        def inputs_with(options: dict[str, Any]) -> Inputs:
+            if is_positional:
+                return (*args[:index], options, *args[index + 1 :]), kwargs
+            return args, {**kwargs, "transformer_options": options}
+
+        return evaluate(ModelCall(args[0], options, inputs_with))
+
+    model = weakref.ref(diffusion_model)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # These classes call no DIFFUSION_MODEL wrappers by themselves.
+        options = kwargs.get("transformer_options", {})
+        extension = comfy.patcher_extension
+        wrappers = extension.get_all_wrappers(extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = extension.WrapperExecutor.new_class_executor(remote, model(), wrappers)
+        return executor.execute(*args, **kwargs)
+
+    # On the object: its class stays what it is, for code that tells architectures apart by it.
+    setattr(diffusion_model, entry, forward if entry == "forward" else remote)

@@ -1,0 +1,1 @@
+"""Runs of a sampler: from a call of the diffusion model to the group that computes it."""

@@ -1,0 +1,1 @@
+"""Between workers: the messages that carry activations from stage to stage."""

@@ -1,0 +1,1 @@
+"""Before a run: which devices hold which part of the model."""

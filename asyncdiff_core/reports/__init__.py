@@ -1,0 +1,1 @@
+"""What a run did, in figures, in a picture and in words."""

@@ -1,0 +1,220 @@
+"""The private control channel between ComfyUI and one worker: plain data and tensors over a socket.
+
+The socket is one end of a pair that only the two processes hold, so there is no address that
+anybody could connect to. A frame is a header with sizes, the plain data (plain.py), and the raw
+bytes of every tensor behind it. Tensors are not copied on the way, and arrive on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
+from . import strides
+from .dtypes import DTYPES, NAMES
+from .frames import (
+    HEADER,
+    MAGIC,
+    MAX_PLAIN,
+    MAX_TENSOR,
+    MAX_TENSORS,
+    SIZE,
+)
+from .plain import Reader, Writer, register
+
+CPU = torch.device("cpu")
+
+
+def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
+    tensor = value.detach().resolve_conj().resolve_neg()
+    tensor = strides.on_device(tensor, CPU)
+    stride = None if tensor.is_contiguous() else strides.kept(tensor)
+    dense = tensor
+    if stride is not None:
+        # Sent in memory order, so that a channels-last tensor stays one at no cost.
+        once = strides.each_once(tensor) if 0 in stride else tensor
+        dense = once.permute(_memory_order(stride)).contiguous()
+    writer.beside.append(dense)
+    described = len(writer.beside) - 1, dense.dtype, tuple(tensor.shape), stride
+    writer.write_all(b"X", described)
+
+
+def _read_tensor(reader: Reader) -> torch.Tensor:
+    index, dtype, shape, stride = reader.read_all()
+    is_known = isinstance(index, int) and isinstance(dtype, torch.dtype)
+    if not (is_known and index >= 0 and isinstance(stride, tuple | None)):
+        raise ValueError("a tensor of no known kind")
+    flat: torch.Tensor = reader.beside[index].view(dtype)
+    if stride is None:
+        return flat.view(shape)
+    if not (_are_sizes(shape) and _are_sizes(stride) and strides.is_allowed(shape, stride)):
+        raise ValueError("a tensor of no possible strides")
+    sizes = [1 if step == 0 else size for size, step in zip(shape, stride, strict=True)]
+    order = _memory_order(stride)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    once = flat.view([sizes[d] for d in order]).permute(inverse)
+    if 1 + sum((size - 1) * step for size, step in zip(sizes, stride, strict=True)) == len(flat):
+        return flat.as_strided(shape, stride)
+    return strides.with_strides(once.expand(shape), stride, CPU)
+
+
+def _memory_order(stride: Sequence[int]) -> list[int]:
+    return sorted(range(len(stride)), key=lambda d: -stride[d])
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _read_dtype(reader: Reader) -> torch.dtype:
+    name = str(reader.take_bytes(), "ascii")
+    if name not in DTYPES:
+        raise ValueError("a tensor of no known type")
+    return DTYPES[name]
+
+
+register(torch.Tensor, b"X", _write_tensor, _read_tensor, is_open=True)
+register(torch.dtype, b"y", lambda w, v: w.write_bytes(b"y", NAMES[v].encode()), _read_dtype)
+register(
+    torch.device,
+    b"v",
+    lambda w, v: w.write_bytes(b"v", str(v).encode()),
+    lambda r: torch.device(str(r.take_bytes(), "ascii")),
+)
+register(torch.Size, b"n", lambda w, v: w.write_all(b"n", v), lambda r: torch.Size(r.read_all()))
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a dense tensor on the CPU, in memory order; writing into them is allowed."""
+    # A single element may have any stride, and its bytes are wanted all the same.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _allocate(nbytes: int) -> torch.Tensor:
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    except (RuntimeError, MemoryError) as error:
+        raise ChannelDataError(f"no memory for a tensor of {nbytes} bytes that was sent") from error
+
+
+class Channel:
+    """One end of the channel. `send` may be called from several threads, `receive` from one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        self._socket = sock
+        self._send_lock = threading.Lock()
+
+    @staticmethod
+    def pair() -> tuple[Channel, socket.socket]:
+        """A channel, and the socket of its other end, to be given to the worker."""
+        ours, theirs = socket.socketpair()
+        return Channel(ours), theirs
+
+    def fileno(self) -> int:
+        """For `select`."""
+        return self._socket.fileno()
+
+    def send(self, value: Any, timeout: float | None = None) -> None:
+        """Send `value`, plain data, within `timeout` seconds.
+
+        Raises:
+            ChannelClosedError: the other process is gone.
+            ChannelTimeoutError: it did not take it; the channel is then unusable.
+        """
+        self.send_frame(encode_frame(value), timeout)
+
+    def send_frame(self, frame: Sequence[memoryview], timeout: float | None = None) -> None:
+        """Send what `encode_frame` made; one frame can go to many channels."""
+        with self._send_lock:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            try:
+                for part in frame:
+                    while part:
+                        self._set_timeout(deadline)
+                        part = part[self._socket.send(part) :]
+            except TimeoutError:
+                raise ChannelTimeoutError("what was sent was not taken in time") from None
+            except OSError as error:
+                raise ChannelClosedError(f"the other end is gone ({error})") from None
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """What comes next.
+
+        Raises:
+            ChannelClosedError: the other process is gone.
+            ChannelTimeoutError: no whole frame came within `timeout` seconds.
+            ChannelDataError: what came is no frame; the channel is then unusable.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            sizes, data = self._read_head(deadline)
+            storages = []
+            for nbytes in sizes:
+                storages.append(_allocate(nbytes))
+                if nbytes:
+                    self._read_into(raw_bytes(storages[-1]), deadline)
+        except TimeoutError:
+            raise ChannelTimeoutError("no answer came in time") from None
+        except OSError as error:
+            raise ChannelClosedError(f"the other end is gone ({error})") from None
+        return Reader(data, storages).read_whole()
+
+    def _read_head(self, deadline: float | None) -> tuple[list[int], bytearray]:
+        """The sizes of a frame's tensors, and its plain data."""
+        magic, num_tensors, size = HEADER.unpack(self._read(HEADER.size, deadline))
+        if magic != MAGIC or num_tensors > MAX_TENSORS or size > MAX_PLAIN:
+            raise ChannelDataError("the other end sent something that is no frame")
+        numbers = self._read(num_tensors * SIZE.size, deadline)
+        sizes = [number for (number,) in SIZE.iter_unpack(numbers)]
+        if max(sizes, default=0) > MAX_TENSOR:
+            raise ChannelDataError("the other end sent something that is no frame")
+        return sizes, self._read(size, deadline)
+
+    def close(self) -> None:
+        """Close this end. Wakes a thread that is blocked in `receive`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _set_timeout(self, deadline: float | None) -> None:
+        # A timeout of 0 would make the socket non-blocking.
+        left = None if deadline is None else max(1e-3, deadline - time.monotonic())
+        self._socket.settimeout(left)
+
+    def _read(self, size: int, deadline: float | None) -> bytearray:
+        data = bytearray(size)
+        self._read_into(memoryview(data), deadline)
+        return data
+
+    def _read_into(self, view: memoryview, deadline: float | None) -> None:
+        while view:
+            self._set_timeout(deadline)
+            count = self._socket.recv_into(view)
+            if not count:
+                raise ChannelClosedError("the other end is gone (end of stream)")
+            view = view[count:]
+
+
+def encode_frame(value: Any) -> list[memoryview]:
+    """The parts of the frame that carries `value`.
+
+    Raises:
+        NotPlainError: it has a part that is neither plain data nor a tensor.
+    """
+    writer = Writer()
+    writer.write(value)
+    head = HEADER.pack(MAGIC, len(writer.beside), len(writer.data))
+    head += b"".join(SIZE.pack(tensor.nbytes) for tensor in writer.beside)
+    # Small parts travel together: every send of its own costs the receiver a wake-up.
+    first = memoryview(head + writer.data)
+    return [first, *(raw_bytes(tensor) for tensor in writer.beside if tensor.nbytes)]

@@ -1,0 +1,335 @@
+"""WorkerGroup: the worker processes that hold one model: start, load, evaluate, release."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..algorithm.evaluator import Call, Evaluator, Output
+from ..algorithm.schedule import AsyncSchedule, Round
+from ..algorithm.stages import Stage
+from ..log import get_logger
+from ..planning.plan import ParallelPlan
+from ..reports.report import RunReport
+from ..settings import timeout_seconds
+from ..wire import requests
+from ..wire.inputs import InputEncoder, difference
+from .assignment import cuts_for
+from .holdings import Holdings
+from .members import LOAD_SECONDS, Member, Members
+from .memory import total_bytes
+from .process import Launch
+from .source import ModelSource
+
+log = get_logger("group")
+
+# A lane keeps messages on every worker. This much of a device's memory may be kept, and lanes that
+# take no more than a few tiles of a picture do in any case.
+LANE_SHARE, MIN_LANES = 1 / 8, 16
+COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
+
+MAX_SHAPES = 64  # for which costs are kept
+
+_numbers = itertools.count(1)
+
+
+class WorkerGroup(Evaluator):
+    """The worker processes of one model under one plan.
+
+    A group that met an error is broken: its workers are gone, and a new one must be made. One
+    thread uses a group at a time; `close`, `unload` and `look` may be called from any.
+
+    Args:
+        plan: how many workers, on which devices.
+        source: the model.
+        launch: how processes are started.
+        folder: where logs go; a private temporary folder if None.
+        timeout: seconds without progress after which a worker counts as hung.
+        poll: called every POLL_SECONDS while waiting; whatever it raises ends the wait, and the
+            group stays usable: all workers still finish the same evaluations.
+        before_load: called before workers read the files of the model; whatever it raises stops
+            them.
+    """
+
+    def __init__(
+        self,
+        plan: ParallelPlan,
+        source: ModelSource,
+        launch: Launch,
+        *,
+        folder: Path | None = None,
+        timeout: float | None = None,
+        poll: Callable[[], None] = lambda: None,
+        before_load: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = plan
+        self.stride = plan.stride
+        self.source = source
+        self.id = f"g{next(_numbers)}"
+        self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
+        self.report: RunReport | None = None  # of the run that is going on
+        self.cold = True  # no evaluation has been done yet
+        self._timeout = timeout or timeout_seconds()
+        self.workers = Members(plan, source, launch, folder, self._timeout, poll)
+        self.holdings = Holdings(self.workers, source, before_load)
+        self._costs: dict[Any, tuple[float, ...]] = {}
+        self._imports: dict[str, bool] = {}
+        self._lane_bytes = 0  # of the largest lane of the run
+        self._encoders: dict[int, InputEncoder] = {}
+
+    # Life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start all workers at once, without waiting for them, see Members.start."""
+        self.workers.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait for the workers to come up, see Members.wait_until_ready."""
+        self.workers.wait_until_ready()
+
+    def close(self) -> None:
+        """End all workers. Safe to call at any time, from any thread, and more than once."""
+        self.workers.close()
+
+    def look(self) -> None:
+        """Take in what the workers have said, unless another thread is doing so."""
+        self.workers.look()
+
+    @property
+    def members(self) -> list[Member]:
+        """The workers by rank; none before the start and after the end."""
+        return self.workers.all
+
+    @property
+    def folder(self) -> Path:
+        """Where the workers' logs are."""
+        return self.workers.folder
+
+    @property
+    def broken(self) -> bool:
+        """Whether the workers were ended."""
+        return self.workers.broken
+
+    @property
+    def error(self) -> str | None:
+        """What ended them, if it was no wish."""
+        return self.workers.error
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a sampling run is going on."""
+        return self._lanes is not None
+
+    def is_alive(self) -> bool:
+        """Whether the group can be used: not broken, and all processes there."""
+        return self.workers.are_alive()
+
+    # Weights ---------------------------------------------------------------------------------
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have every worker hold its stage, cut for inputs of these shapes.
+
+        The cuts depend on the model, the plan and the shapes alone, not on measured times, so that
+        the same workflow gives the same bits again.
+        """
+        signature = _signature(args, kwargs)
+        # Nobody else may meet trouble, and end the group, meanwhile.
+        with self.workers.exchange.lock:
+            self.workers.require_whole()
+            if signature == self.holdings.signature:
+                return
+            self.unit_costs = self.costs(args, kwargs)
+            workers, skips = self.workers.ready(), self.source.nested_skips
+            cuts = cuts_for(self.plan, workers, self.unit_costs, skips)
+            self.holdings.load(self.plan, cuts)
+            self.holdings.signature = signature
+
+    def set_plan(self, plan: ParallelPlan) -> None:
+        """Give the workers other places, on the same devices. They load anew where they must.
+
+        A sampling run may have begun, but not have evaluated anything yet.
+        """
+        if plan.devices != self.plan.devices:
+            raise ValueError(f"the group has workers on {self.plan.devices}, not {plan.devices}")
+        if plan != self.plan:
+            self.plan, self.stride = plan, plan.stride
+            self.holdings.signature = None
+            if self._lanes is not None:
+                self.begin_lanes(self._lanes.schedule)
+            for member, placement in zip(self.members, plan.placements(), strict=True):
+                member.placement = placement
+
+    def set_schedule(self, schedule: AsyncSchedule) -> None:
+        """Have another schedule in the run that has begun, and has not evaluated anything yet."""
+        self.begin_lanes(schedule)
+        if self.report is not None:
+            self.report.schedule = _plain_schedule(schedule)
+
+    def keep(self, key: str, payload: Callable[[Stage], Any]) -> None:
+        """Have every worker keep what the inputs of this run's evaluations refer to.
+
+        Args:
+            key: under which they do.
+            payload: gives it for the units of a stage.
+        """
+        self.workers.request(
+            [requests.Keep(key, payload(m.stage)) for m in self.members], LOAD_SECONDS
+        )
+
+    def unload(self, *, unless_running: bool = False) -> bool:
+        """Have all workers give the memory of their weights back; whether they held any.
+
+        A sampling run that is going on can go on after `restore`. One that begins while this waits
+        has done nothing yet, and loads again.
+        """
+        with self.workers.exchange.lock:
+            return not (unless_running and self.is_running) and self.holdings.unload()
+
+    def restore(self) -> None:
+        """Have all workers hold again what they gave back in the middle of a sampling run."""
+        self.holdings.restore(self.plan)
+
+    def costs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
+        """What each unit costs for inputs of these shapes, see costs.py."""
+        self.wait_until_ready()
+        signature = _signature(args, kwargs)
+        if signature not in self._costs:
+            (answer,) = self.workers.request([requests.MeasureCosts(args, kwargs)], LOAD_SECONDS)
+            while len(self._costs) >= MAX_SHAPES:
+                del self._costs[next(iter(self._costs))]
+            self._costs[signature] = tuple(answer.costs)
+        return self._costs[signature]
+
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        """Whether workers can import a module of a node pack, see requests.Import."""
+        if module not in self._imports:
+            (answer,) = self.workers.request([requests.Import(module, root, file)], LOAD_SECONDS)
+            self._imports[module] = answer.is_there
+        return self._imports[module]
+
+    # Evaluation ------------------------------------------------------------------------------
+
+    def begin_run(self, schedule: AsyncSchedule) -> None:
+        super().begin_run(schedule)
+        self._lane_bytes = 0
+        self.report = RunReport(
+            model=self.source.name,
+            plan={},
+            schedule=_plain_schedule(schedule),
+            start=time.perf_counter(),
+            cold=self.cold,
+        )
+
+    @property
+    def lane_capacity(self) -> int:
+        """How many lanes the run may have.
+
+        It follows from the shapes and the devices, not from the memory that is free now, since
+        what has no lane of its own gets other bits.
+        """
+        has = self.workers.device_memory()
+        on_cpu = sum(device not in has for device in self.plan.devices)
+        shares = [*has.values(), *([total_bytes() // on_cpu] if on_cpu else [])]
+        return max(MIN_LANES, int(LANE_SHARE * min(shares)) // max(1, self._lane_bytes))
+
+    def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
+        self.workers.require_whole()
+        start = time.perf_counter()
+        encoder = self._encoders.setdefault(round_.lane, InputEncoder())
+        inputs = call.args, call.kwargs
+        variants = [difference(inputs, call.inputs(sigma)) for sigma in round_.sigmas]
+        everything = requests.Evaluate(
+            lane=round_.lane,
+            index=round_.index,
+            evaluation=round_.evaluation,
+            mode=round_.mode,
+            inputs=encoder.encode(*inputs),
+            variants=variants,
+        )
+        members = [m for m in self.members if m.placement.replica == call.replica]
+        # The last stage first: its answer is what the sampler waits for.
+        ticket = self.workers.exchange.post(
+            (member.process, self._for_stage(everything, member.stage))
+            for member in reversed(members)
+        )
+        self.workers.tickets.add(ticket)
+        yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
+        yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
+        return [
+            functools.partial(self._output, member, ticket, round_, number, start)
+            for number, member in enumerate(yielding)
+        ]
+
+    def _for_stage(self, request: requests.Evaluate, stage: Stage) -> requests.Evaluate:
+        """The request without the control residuals that this stage does not need."""
+        if self.source.residuals is None:
+            return request
+        inputs = self.source.residuals.for_stage(request.inputs, stage)
+        is_cut = inputs is not request.inputs
+        return dataclasses.replace(request, inputs=inputs) if is_cut else request
+
+    def _output(self, member: Member, ticket: int, round_: Round, number: int, start: float) -> Any:
+        """Wait for the output of the `number`-th evaluation of a round."""
+        if number:
+            start = time.perf_counter()
+        is_compiled = self.holdings.may_be_compiled
+        patience = max(self._timeout, COMPILE_SECONDS) if is_compiled else self._timeout
+        (result,) = self.workers.collect(ticket, [member], patience)
+        end = time.perf_counter()
+        self.cold = False
+        report = self.report
+        assert report is not None
+        report.first_step = report.first_step or end
+        evaluation = round_.evaluation + number
+        report.evaluations.append((evaluation, round_.lane, round_.mode, start, end))
+        self._lane_bytes = max(self._lane_bytes, result.lane_bytes)
+        return result.output
+
+    def end_run(self, *, wait: bool = True) -> RunReport | None:  # type: ignore[override]
+        """End the run on all workers, at the same evaluation border; what it did, as a report.
+
+        Without `wait` the workers end it by themselves once they have finished the round that they
+        are at. Whatever they are asked next comes after that.
+
+        Returns None if the group broke during the run, or with `wait` off.
+        """
+        report, self.report = self.report, None
+        if report is not None and self._lanes is not None:
+            report.refused_stride = self._lanes.refused_stride
+        super().end_run()
+        workers_took_part = bool(self._encoders)
+        self._encoders.clear()
+        if workers_took_part and not wait and not self.broken:
+            self.workers.tickets.add(self.workers.post([requests.EndRun()] * len(self.members)))
+        self.workers.abandon()
+        if report is None or self.broken or not wait:
+            return None
+        report.end = time.perf_counter()
+        report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}
+        if not workers_took_part:
+            return report  # they may not even be up
+        answers = self.workers.request(
+            [requests.EndRun()] * len(self.members), self._timeout, poll=False
+        )
+        report.workers = [
+            member.report(self.source, answer)
+            for member, answer in zip(self.members, answers, strict=True)
+        ]
+        return report
+
+
+def _plain_schedule(schedule: AsyncSchedule) -> dict[str, Any]:
+    return {"warm_up": schedule.warm_up, "time_shift": schedule.time_shift}
+
+
+def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    leaves = pytree.tree_leaves((args, kwargs))
+    return tuple((x.shape, x.dtype) for x in leaves if isinstance(x, torch.Tensor))

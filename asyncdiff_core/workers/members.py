@@ -1,0 +1,276 @@
+"""The workers of a group: they are started, asked and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..algorithm.stages import Stage
+from ..errors import (
+    MAX_ERROR_TEXT,
+    WorkerError,
+    WorkerOutOfMemoryError,
+    WorkersGoneError,
+    WorkerStartError,
+)
+from ..links.transport import choose_backend
+from ..log import leave_folder, make_folder, note_workers
+from ..planning.plan import ParallelPlan, Placement
+from ..reports.report import Span, WorkerReport
+from ..settings import backend
+from ..wire.requests import Configure, Loaded, Ready, RunEnded, Stop
+from .exchange import START_SECONDS, Exchange
+from .process import Launch, WorkerProcess, end_all, socket_mesh
+from .source import ModelSource
+
+LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
+LOCK_SECONDS = 1.0  # for another thread, which may wait for its workers for long
+
+
+@dataclass
+class Member:
+    """A worker, its place in the plan, and what it holds."""
+
+    placement: Placement
+    process: WorkerProcess
+    stage: Stage = ()
+    loaded: Loaded = field(default_factory=lambda: Loaded(0, 0, 0))
+
+    def forget(self) -> None:
+        """It holds nothing."""
+        self.stage, self.loaded = (), Loaded(0, 0, 0)
+
+    def report(self, source: ModelSource, answer: RunEnded) -> WorkerReport:
+        """What it is, and what it did in a sampling run that has ended."""
+        return WorkerReport(
+            rank=self.placement.rank,
+            stage=self.placement.stage,
+            replica=self.placement.replica,
+            device=self.process.device,
+            pid=self.process.pid,
+            units=self.stage,
+            unit_names=source.names_of(self.stage),
+            num_units=len(source.units),
+            weight_bytes=self.loaded.weight_bytes,
+            shared_bytes=self.loaded.shared_bytes,
+            resident_bytes=answer.resident_bytes,
+            activation_bytes=answer.activation_bytes,
+            log_file=str(self.process.log_file),
+            spans=[Span(*span) for span in answer.spans],
+        )
+
+
+class Members:
+    """All workers of a group. If one is in trouble, all are ended.
+
+    Args:
+        plan: how many workers, on which devices, and their first places.
+        source: the model.
+        launch: how processes are started.
+        folder: where the folder for logs is made; a private temporary one if None.
+        timeout, poll: see Exchange.
+
+    Attributes:
+        all: the workers by rank; none before the start and after the end.
+        broken: they were ended, or are about to be.
+        error: by which they broke.
+        folder: of their logs.
+        tickets: of the answers that are wanted as long as the sampling run goes on.
+
+    Raises:
+        PlanError: the backend that is asked for cannot serve these devices.
+        WorkerStartError: the folder cannot be made.
+    """
+
+    def __init__(
+        self,
+        plan: ParallelPlan,
+        source: ModelSource,
+        launch: Launch,
+        folder: Path | None,
+        timeout: float,
+        poll: Callable[[], None],
+    ) -> None:
+        self.all: list[Member] = []
+        self.tickets: set[int] = set()
+        self.broken = False
+        self.error: str | None = None
+        self._plan = plan
+        self._source = source
+        self._launch = launch
+        self._backend = choose_backend(plan.devices, backend())
+        try:
+            self.folder = make_folder(folder)
+        except OSError as error:
+            raise WorkerStartError(
+                f"The folder for the logs of workers cannot be made: {error}"
+            ) from error
+        self.exchange = Exchange(timeout, poll, self._break)
+
+    def start(self) -> None:
+        """Start all workers at once, without waiting for them.
+
+        Raises:
+            WorkerStartError: a process cannot be started at all.
+        """
+        num_threads = cpu_threads_per_worker(self._plan.devices)
+        requests = []
+        with self.exchange.breaks(), socket_mesh(self._plan.num_workers) as mesh:
+            for placement in self._plan.placements():
+                rank = placement.rank
+                process = WorkerProcess(
+                    f"worker {rank}",
+                    placement.device,
+                    self._launch,
+                    num_threads,
+                    log_file=self.folder / f"worker-{rank}.log",
+                    peers=mesh[rank],
+                )
+                self.all.append(Member(placement, process))
+                self.exchange.add(process)
+                request = Configure(
+                    rank=rank,
+                    name=f"worker {rank}",
+                    device=process.local_device,
+                    num_threads=num_threads,
+                    builder=self._source.builder,
+                    spec=self._source.spec,
+                    backend=self._backend,
+                    rendezvous=str(self.folder / "rendezvous"),
+                )
+                requests.append((process, request))
+            note_workers(self.folder, [process.pid for process, _ in requests])
+        ticket = self.exchange.post(requests)
+        self.exchange.abandon({ticket})  # the processes themselves know when they are ready
+
+    def wait_until_ready(self) -> list[Ready]:
+        """Wait for the workers to come up; what each says of itself.
+
+        Raises:
+            WorkerOutOfMemoryError: there was too little memory for one of them.
+            WorkerStartError: one of them did not.
+        """
+        self.require_whole()
+        try:
+            self.exchange.wait_until_ready(START_SECONDS)
+        except WorkerOutOfMemoryError:
+            raise
+        except WorkerError as error:
+            raise WorkerStartError(f"A worker did not start. {error}") from error
+        return self.ready()
+
+    def ready(self) -> list[Ready]:
+        """What each worker that has come up says of itself."""
+        return [m.process.ready for m in list(self.all) if m.process.ready]
+
+    def close(self) -> None:
+        """End all workers, see `close_all`."""
+        close_all([self])
+
+    def _break(self, error: BaseException) -> None:
+        if not self.broken:
+            self.broken, self.error = True, str(error)[:MAX_ERROR_TEXT]
+            self.close()
+
+    def look(self) -> None:
+        """Take in what the workers have said, unless another thread is doing so."""
+        try:
+            if not self.broken:
+                self.exchange.look()
+        except WorkerError:
+            pass  # it is told by `error`, and to the next one who needs the group
+
+    def are_alive(self) -> bool:
+        """Whether they can be used: not broken, and all processes there."""
+        return not self.broken and all(m.process.is_alive() for m in list(self.all))
+
+    def require_whole(self) -> None:
+        """See that nothing has ended them.
+
+        Raises:
+            WorkersGoneError: something has.
+        """
+        if self.broken:
+            raise WorkersGoneError(
+                f"The workers of {self._source.name} are gone. Run it again."
+                + (f" They ended with: {self.error}" if self.error else "")
+            )
+
+    def request(self, requests: Sequence[Any], patience: float, *, poll: bool = True) -> list[Any]:
+        """Send a request to each of the first workers, and wait for their answers."""
+        members = self.all[: len(requests)]
+        ticket = self.post(requests)
+        self.tickets.add(ticket)
+        return self.collect(ticket, members, patience, poll=poll)
+
+    def abandon(self) -> None:
+        """Let no answer be wanted any more that this run has asked for."""
+        self.exchange.abandon(self.tickets)
+        self.tickets.clear()
+
+    def search_path(self) -> tuple[str, ...]:
+        """Where workers look for Python modules; empty before they have come up."""
+        return next((ready.search_path for ready in self.ready()), ())
+
+    def device_memory(self) -> dict[str, int]:
+        """Bytes of memory of each device that has its own."""
+        return {
+            m.process.device: m.process.ready.memory_bytes
+            for m in list(self.all)
+            if m.process.ready and m.process.ready.memory_bytes
+        }
+
+    def post(self, requests: Sequence[Any]) -> int:
+        """Send a request to each of the first workers; the ticket of their answers."""
+        self.require_whole()
+        processes = self._processes()[: len(requests)]
+        return self.exchange.post(zip(processes, requests, strict=True))
+
+    def collect(
+        self, ticket: int, members: Sequence[Member], patience: float, *, poll: bool = True
+    ) -> list[Any]:
+        """The answers of `members` to the request `ticket`, see Exchange.collect."""
+        processes = [member.process for member in members]
+        return self.exchange.collect(ticket, processes, patience, poll)
+
+    def _processes(self) -> list[WorkerProcess]:
+        return [m.process for m in self.all]
+
+
+def close_all(groups: Sequence[Members]) -> None:
+    """End the workers of all groups, with one deadline for all of them, see process.end_all.
+
+    Safe to call at any time, from any thread, and more than once.
+    """
+    until = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as locks:
+        processes = []
+        for group in groups:
+            if group.exchange.lock.acquire(timeout=max(0.0, until - time.monotonic())):
+                locks.callback(group.exchange.lock.release)
+            members, group.all = group.all, []
+            own = [member.process for member in members]
+            _tell_to_stop(own)
+            group.exchange.close()
+            processes += own
+        end_all(processes)
+        for group in groups:
+            leave_folder(group.folder, is_wreck=group.error is not None)
+            group.broken = True
+
+
+def _tell_to_stop(processes: Sequence[WorkerProcess]) -> None:
+    for process in processes:
+        with contextlib.suppress(WorkerError):
+            process.send(Stop(), 0.1)
+
+
+def cpu_threads_per_worker(devices: Sequence[str]) -> int:
+    """An even share of this process's own threads for every worker."""
+    return max(1, torch.get_num_threads() // len(devices))

@@ -1,0 +1,363 @@
+"""A worker process: one stage of a model on one device. bootstrap.py starts it.
+
+It is a program of its own, never a child of `multiprocessing`, and talks to ComfyUI only through
+the socket that it inherited. When that socket closes, however ComfyUI ended, the worker ends too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import importlib
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..algorithm.stage import StagedModel
+from ..algorithm.stages import Stage
+from ..errors import (
+    MAX_ERROR_TEXT,
+    AsyncDiffError,
+    ChannelClosedError,
+    LinkError,
+    UnspreadableError,
+    text_of,
+)
+from ..links.lane_links import LaneLinks, Waiting, synchronize
+from ..links.peers import Peer
+from ..links.transport import Transport
+from ..log import get_logger
+from ..reports.report import Span
+from ..wire import requests
+from ..wire.channel import Channel
+from ..wire.inputs import InputDecoder
+from ..wire.requests import from_wire, to_wire
+from .lifeline import BEAT_SECONDS, Host, end_with_traceback
+from .memory import ActivationMemory, is_out_of_memory, resident_bytes
+
+
+class StageModel(Protocol):
+    """What a builder makes: a model of which one stage's weights can be loaded.
+
+    A builder is ``function(spec, device) -> StageModel``; `spec` is plain data of its own format.
+    """
+
+    @property
+    def staged(self) -> StagedModel:
+        """The model, ready to run stages. Changes with every `load`."""
+
+    def measure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[float]:
+        """What each unit costs for these inputs. Needs no weights and changes nothing."""
+
+    def can_import(self, module: str, root: str, file: str) -> bool:
+        """Whether a module of a node pack, whose root is in `file`, can be imported; it then is."""
+
+    def load(self, stage: Stage) -> tuple[int, int]:
+        """Hold the units of `stage` and the shared parts; their weight bytes, in this order."""
+
+    def verify(self) -> None:
+        """See that the weights that are held are those that were loaded."""
+
+    def unload(self) -> None:
+        """Give the memory of the weights back."""
+
+    def patch(self, payload: Any) -> None:
+        """Replace the weight patches in force by those of `payload`, which may be empty."""
+
+    def compile(self, payload: Any) -> None:
+        """Compile the units that are held as `payload` says, or undo that if it is None."""
+
+    def keep(self, key: str, payload: Any) -> None:
+        """Keep what the inputs of evaluations may refer to as `key`."""
+
+    def forget_kept(self) -> None:
+        """Drop what was kept."""
+
+
+class Worker:
+    """Answers the host's requests, one at a time, in order."""
+
+    def __init__(
+        self, channel: Channel, config: requests.Configure, peers: Mapping[int, Peer]
+    ) -> None:
+        self._channel = channel
+        self._config = config
+        self._peers = peers
+        self._device = torch.device(config.device)
+        self._log = get_logger(config.name)
+        module, _, function = config.builder.partition(":")
+        builder = getattr(importlib.import_module(module), function)
+        self._model: StageModel = builder(config.spec, self._device)
+        self._transport: Transport | None = None
+        self._ticket = 0
+        self._load = requests.Load(())
+        self._is_new = False  # nothing has been evaluated yet with the weights that are held
+        self._lanes: dict[int, tuple[InputDecoder, LaneLinks]] = {}
+        self._spans: list[Span] = []
+        self._activations = ActivationMemory(self._device)
+        self.waiting = Waiting()
+        self._handlers: dict[type, Callable[[Any], Any]] = {
+            requests.MeasureCosts: self._measure,
+            requests.Import: self._import,
+            requests.Load: self._load_stage,
+            requests.Unload: self._unload,
+            requests.Patch: self._patch,
+            requests.Compile: self._compile,
+            requests.Keep: self._keep,
+            requests.Evaluate: self._evaluate,
+            requests.EndRun: self._end_run,
+        }
+
+    @property
+    def num_units_run(self) -> int:
+        return self._model.staged.num_units_run if self._load.stage else 0
+
+    @property
+    def activation_bytes(self) -> int:
+        return self._activations.bytes
+
+    def ready(self) -> requests.Ready:
+        name, speed = measure_device(self._device)
+        memory = 0
+        if self._device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self._device).total_memory
+        return requests.Ready(os.getpid(), name, speed, memory, tuple(sys.path))
+
+    def handle(self, request: Any, ticket: int) -> Any:
+        """Do what `request` asks; the answer, or None."""
+        self._ticket = ticket
+        return self._handlers[type(request)](request)
+
+    def _measure(self, request: requests.MeasureCosts) -> requests.Costs:
+        return requests.Costs(tuple(self._model.measure(request.args, request.kwargs)))
+
+    def _import(self, request: requests.Import) -> requests.Imported:
+        there = self._model.can_import(request.module, request.root, request.file)
+        return requests.Imported(there)
+
+    def _load_stage(self, request: requests.Load) -> requests.Loaded:
+        if self._transport is None:
+            config = self._config
+            self._transport = Transport(
+                *(config.rank, self._peers, self._device),
+                backend=config.backend,
+                rendezvous=Path(config.rendezvous),
+            )
+        with self._activations.except_for():
+            weight_bytes, shared_bytes = self._model.load(request.stage)
+        self._load, self._is_new = request, True
+        return requests.Loaded(weight_bytes, shared_bytes, resident_bytes())
+
+    def _unload(self, request: requests.Unload) -> requests.Done:
+        self._load = requests.Load(())
+        with self._activations.except_for():
+            self._model.unload()
+        return requests.Done()
+
+    def _patch(self, request: requests.Patch) -> requests.Done:
+        with self._activations.except_for():
+            self._model.patch(request.payload)
+        return requests.Done()
+
+    def _compile(self, request: requests.Compile) -> requests.Done:
+        self._model.compile(request.payload)
+        return requests.Done()
+
+    def _keep(self, request: requests.Keep) -> requests.Done:
+        self._model.keep(request.key, request.payload)
+        return requests.Done()
+
+    def _evaluate(self, request: requests.Evaluate) -> None:
+        start = time.perf_counter()
+        load = self._load
+        if not self._lanes:
+            self._activations.begin_run()
+        if request.lane not in self._lanes:
+            assert self._transport is not None
+            links = LaneLinks(self._transport, load, self.waiting)
+            self._lanes[request.lane] = InputDecoder(self._device), links
+        decoder, links = self._lanes[request.lane]
+        variant = len(request.variants) - 1 - load.lead
+        is_needed = variant >= 0
+        args, kwargs = decoder.decode(
+            request.inputs, request.variants[variant] if is_needed else None
+        )
+        if not is_needed:
+            links.pass_over(request.index)
+            return  # a copy of the last stage that this round has no use for
+        mode = request.mode
+        waited = self.waiting.seconds
+        links.begin(request.index, mode)
+        if self._is_new:
+            self._model.verify()
+        result = self._model.staged.run_stage(
+            load.stage, args, kwargs, links, is_checked=self._is_new
+        )
+        self._is_new = False
+        synchronize(self._device)
+        computed = time.perf_counter()
+        links.finish()
+        if result is not None:
+            # Before the bookkeeping below: the sampler waits for it.
+            self._channel.send(to_wire(requests.Result(result, links.nbytes), self._ticket))
+        index = request.evaluation + variant
+
+        def span(start: float, waited: float, computed: float, until: float, end: float) -> None:
+            wait = until - waited
+            compute = computed - start - wait
+            self._spans.append(Span(index, request.lane, mode, start, wait, compute, end))
+
+        if links.turned is not None:
+            turned, until = links.turned
+            span(start, waited, turned, until, turned)
+            start, waited = turned, until
+        span(start, waited, computed, self.waiting.seconds, time.perf_counter())
+
+    def _end_run(self, request: requests.EndRun) -> requests.RunEnded:
+        activation_bytes = self._activations.end_run()
+        for _, links in self._lanes.values():
+            links.drain()
+        self._lanes.clear()
+        self._model.forget_kept()
+        if self._load.stage:
+            self._model.staged.forget_scratch()
+        spans, self._spans = self._spans, []
+        return requests.RunEnded(
+            [dataclasses.astuple(span) for span in spans], resident_bytes(), activation_bytes
+        )
+
+    def close(self) -> None:
+        """Leave the group in good order."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def measure_device(device: torch.device) -> tuple[str, float]:
+    """The device's name, and its matrix multiplication rate in FLOP/s (best of five)."""
+    if device.type == "cuda":
+        name, size, dtype = torch.cuda.get_device_name(device), 4096, torch.float16
+    else:
+        name, size, dtype = f"{device.type} x{torch.get_num_threads()}", 256, torch.float32
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):  # the first one warms up
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return name, 2 * size**3 / best
+
+
+def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
+    """Read requests until the host says stop, and answer them.
+
+    A thread of its own reads the socket, so that the host never waits for a busy worker to take a
+    request, and so that the end of the host is noticed while the worker computes.
+    """
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    config, ticket = from_wire(channel.receive())
+
+    def read() -> None:
+        is_told = False
+        try:
+            while True:
+                request, ticket = from_wire(channel.receive())
+                is_told |= isinstance(request, requests.Stop)
+                inbox.put((request, ticket))
+        except ChannelClosedError:
+            if not is_told:
+                host.is_gone()
+            os._exit(0)
+        except BaseException:
+            end_with_traceback()
+
+    logging.basicConfig(level=logging.INFO, format=f"[{config.name}] %(levelname)s %(message)s")
+    torch.set_num_threads(config.num_threads)
+    threading.Thread(target=read, name="control", daemon=True).start()
+
+    worker: Worker | None = None
+    busy = threading.Event()
+    was_busy = threading.Event()  # since the last beat
+
+    def beat() -> None:
+        while True:
+            time.sleep(BEAT_SECONDS)
+            host.must_be_there()
+            is_busy = busy.is_set()
+            if not (is_busy or was_busy.is_set()):
+                continue
+            doing: requests.Activity = "nothing"
+            if is_busy:
+                doing = "waiting" if worker and worker.waiting.is_on else "computing"
+            else:
+                was_busy.clear()  # this beat is the last one
+            try:
+                told = (
+                    (worker.num_units_run, doing, worker.activation_bytes) if worker else (0, doing)
+                )
+                channel.send(to_wire(requests.Beat(*told)))
+            except AsyncDiffError:
+                return
+
+    threading.Thread(target=beat, name="beat", daemon=True).start()
+    request: Any = config
+    answer: Any
+    # The host runs every node under inference_mode, and so must the model here.
+    with torch.inference_mode():
+        while not isinstance(request, requests.Stop):
+            busy.set()
+            was_busy.set()
+            try:
+                if worker is None:
+                    worker = Worker(channel, config, peers)
+                    answer = worker.ready()
+                else:
+                    answer = worker.handle(request, ticket)
+            except Exception as error:
+                logging.getLogger("asyncdiff").exception("%s failed", type(request).__name__)
+                answer = failure(error)
+            if answer is not None:
+                channel.send(to_wire(answer, ticket))
+            busy.clear()
+            request, ticket = inbox.get()
+    if worker is not None:
+        worker.close()
+
+
+def failure(error: Exception) -> requests.Failed:
+    """What the host is told of an error."""
+    text = text_of(error)
+    kind: requests.Failure = "error"
+    if isinstance(error, LinkError):
+        text, kind = str(error), "link"
+    elif is_out_of_memory(error):
+        kind = "memory"
+    elif isinstance(error, UnspreadableError):
+        text, kind = str(error), "refused"
+    return requests.Failed(text[:MAX_ERROR_TEXT], kind, traceback.format_exc()[-MAX_ERROR_TEXT:])
+
+
+def run(sock: socket.socket, host: Host, peers: Mapping[int, socket.socket]) -> None:
+    """Serve `host` at the other end of `sock`, and end the process. `peers`: other workers."""
+    faulthandler.enable()
+    try:
+        serve(Channel(sock), host, {rank: Peer(rank, peer) for rank, peer in peers.items()})
+    except ChannelClosedError:
+        host.is_gone()
+    with contextlib.suppress(Exception):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Interpreter shutdown joins threads of libraries that may never end.
+    os._exit(0)
