@@ -148,7 +148,7 @@ _GUESSED_SHARE = 0.1
 def guess_layout(model: torch.nn.Module) -> TrunkLayout:
     """The largest lists of blocks of an unknown architecture, in the order of their definition.
 
-    A guess: whether the forward calls them one after the other is for `dataflow.require_chain`.
+    A guess: whether the forward calls them one after the other is for `chain_check.require_chain`.
 
     Raises:
         LayoutError: there is no list of at least two blocks.

@@ -98,7 +98,7 @@ class Transport:
         Raises:
             LinkError: the other worker is gone.
         """
-        linked(rank, lambda: self._peers[rank].send_plain(value))
+        or_link_error(rank, lambda: self._peers[rank].send_plain(value))
 
     def receive_plain(self, rank: int) -> Any:
         """Wait for what `send_plain` sends.
@@ -106,7 +106,7 @@ class Transport:
         Raises:
             LinkError: the other worker is gone.
         """
-        return linked(rank, self._peers[rank].receive_plain)
+        return or_link_error(rank, self._peers[rank].receive_plain)
 
     def sender(self, rank: int, nbytes: int) -> Sender:
         """The sending side of the messages of `nbytes` bytes to worker `rank`."""
@@ -136,7 +136,7 @@ class Transport:
             dist.destroy_process_group()
 
 
-def linked(rank: int, do: Callable[[], Any]) -> Any:
+def or_link_error(rank: int, do: Callable[[], Any]) -> Any:
     """What `do` gives; what a link raises becomes a LinkError that names the other worker."""
     try:
         return do()
@@ -163,8 +163,8 @@ class _Endpoint:
             torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(NUM_SLOTS)
         ]
         self._wire = self.slots
-        self._staged = not is_direct and device.type != "cpu"
-        if self._staged:
+        self._through_host_memory = not is_direct and device.type != "cpu"
+        if self._through_host_memory:
             pin = device.type == "cuda"
             self._wire = [
                 torch.empty(nbytes, dtype=torch.uint8, pin_memory=pin) for _ in range(NUM_SLOTS)
@@ -172,13 +172,13 @@ class _Endpoint:
 
     def _start(self, slot: int) -> None:
         if self.slots[slot].numel():
-            self._waits[slot] = linked(self._rank, lambda: self._begin(self._wire[slot]))
+            self._waits[slot] = or_link_error(self._rank, lambda: self._begin(self._wire[slot]))
 
     def _join(self, slot: int) -> bool:
         wait, self._waits[slot] = self._waits[slot], None
         if wait is None:
             return False
-        linked(self._rank, wait)
+        or_link_error(self._rank, wait)
         return True
 
 
@@ -191,7 +191,7 @@ class Sender(_Endpoint):
 
     def send(self, slot: int) -> None:
         """Start to send `slots[slot]`."""
-        if self._staged:
+        if self._through_host_memory:
             self._wire[slot].copy_(self.slots[slot])  # waits for the device
         self._start(slot)
 
@@ -211,7 +211,7 @@ class Receiver(_Endpoint):
 
     def wait(self, slot: int) -> None:
         """Wait until the message posted for `slots[slot]` is there."""
-        if self._join(slot) and self._staged:
+        if self._join(slot) and self._through_host_memory:
             self.slots[slot].copy_(self._wire[slot])
 
     def drain(self) -> None:

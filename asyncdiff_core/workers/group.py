@@ -78,8 +78,8 @@ class WorkerGroup(Evaluator):
         self.report: RunReport | None = None  # of the run that is going on
         self.cold = True  # no evaluation has been done yet
         self._timeout = timeout or timeout_seconds()
-        self.workers = Members(plan, source, launch, folder, self._timeout, poll)
-        self.holdings = Holdings(self.workers, source, before_load)
+        self.members = Members(plan, source, launch, folder, self._timeout, poll)
+        self.holdings = Holdings(self.members, source, before_load)
         self._costs: dict[Any, tuple[float, ...]] = {}
         self._imports: dict[str, bool] = {}
         self._lane_bytes = 0  # of the largest lane of the run
@@ -89,39 +89,34 @@ class WorkerGroup(Evaluator):
 
     def start(self) -> None:
         """Start all workers at once, without waiting for them, see Members.start."""
-        self.workers.start()
+        self.members.start()
 
     def wait_until_ready(self) -> None:
         """Wait for the workers to come up, see Members.wait_until_ready."""
-        self.workers.wait_until_ready()
+        self.members.wait_until_ready()
 
     def close(self) -> None:
         """End all workers. Safe to call at any time, from any thread, and more than once."""
-        self.workers.close()
+        self.members.close()
 
     def look(self) -> None:
         """Take in what the workers have said, unless another thread is doing so."""
-        self.workers.look()
-
-    @property
-    def members(self) -> list[Member]:
-        """The workers by rank; none before the start and after the end."""
-        return self.workers.all
+        self.members.look()
 
     @property
     def folder(self) -> Path:
         """Where the workers' logs are."""
-        return self.workers.folder
+        return self.members.folder
 
     @property
     def broken(self) -> bool:
         """Whether the workers were ended."""
-        return self.workers.broken
+        return self.members.broken
 
     @property
     def error(self) -> str | None:
         """What ended them, if it was no wish."""
-        return self.workers.error
+        return self.members.error
 
     @property
     def is_running(self) -> bool:
@@ -130,7 +125,7 @@ class WorkerGroup(Evaluator):
 
     def is_alive(self) -> bool:
         """Whether the group can be used: not broken, and all processes there."""
-        return self.workers.are_alive()
+        return self.members.are_alive()
 
     # Weights ---------------------------------------------------------------------------------
 
@@ -142,12 +137,12 @@ class WorkerGroup(Evaluator):
         """
         signature = _signature(args, kwargs)
         # Nobody else may meet trouble, and end the group, meanwhile.
-        with self.workers.exchange.lock:
-            self.workers.require_whole()
+        with self.members.exchange.lock:
+            self.members.require_whole()
             if signature == self.holdings.signature:
                 return
             self.unit_costs = self.costs(args, kwargs)
-            workers, skips = self.workers.ready(), self.source.nested_skips
+            workers, skips = self.members.ready(), self.source.nested_skips
             cuts = cuts_for(self.plan, workers, self.unit_costs, skips)
             self.holdings.load(self.plan, cuts)
             self.holdings.signature = signature
@@ -180,7 +175,7 @@ class WorkerGroup(Evaluator):
             key: under which they do.
             payload: gives it for the units of a stage.
         """
-        self.workers.request(
+        self.members.request(
             [requests.Keep(key, payload(m.stage)) for m in self.members], LOAD_SECONDS
         )
 
@@ -190,7 +185,7 @@ class WorkerGroup(Evaluator):
         A sampling run that is going on can go on after `restore`. One that begins while this waits
         has done nothing yet, and loads again.
         """
-        with self.workers.exchange.lock:
+        with self.members.exchange.lock:
             return not (unless_running and self.is_running) and self.holdings.unload()
 
     def restore(self) -> None:
@@ -202,7 +197,7 @@ class WorkerGroup(Evaluator):
         self.wait_until_ready()
         signature = _signature(args, kwargs)
         if signature not in self._costs:
-            (answer,) = self.workers.request([requests.MeasureCosts(args, kwargs)], LOAD_SECONDS)
+            (answer,) = self.members.request([requests.MeasureCosts(args, kwargs)], LOAD_SECONDS)
             while len(self._costs) >= MAX_SHAPES:
                 del self._costs[next(iter(self._costs))]
             self._costs[signature] = tuple(answer.costs)
@@ -211,7 +206,7 @@ class WorkerGroup(Evaluator):
     def can_import(self, module: str, root: str, file: str) -> bool:
         """Whether workers can import a module of a node pack, see requests.Import."""
         if module not in self._imports:
-            (answer,) = self.workers.request([requests.Import(module, root, file)], LOAD_SECONDS)
+            (answer,) = self.members.request([requests.Import(module, root, file)], LOAD_SECONDS)
             self._imports[module] = answer.is_there
         return self._imports[module]
 
@@ -235,13 +230,13 @@ class WorkerGroup(Evaluator):
         It follows from the shapes and the devices, not from the memory that is free now, since
         what has no lane of its own gets other bits.
         """
-        has = self.workers.device_memory()
+        has = self.members.device_memory()
         on_cpu = sum(device not in has for device in self.plan.devices)
         shares = [*has.values(), *([total_bytes() // on_cpu] if on_cpu else [])]
         return max(MIN_LANES, int(LANE_SHARE * min(shares)) // max(1, self._lane_bytes))
 
     def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
-        self.workers.require_whole()
+        self.members.require_whole()
         start = time.perf_counter()
         encoder = self._encoders.setdefault(round_.lane, InputEncoder())
         inputs = call.args, call.kwargs
@@ -256,11 +251,11 @@ class WorkerGroup(Evaluator):
         )
         members = [m for m in self.members if m.placement.replica == call.replica]
         # The last stage first: its answer is what the sampler waits for.
-        ticket = self.workers.exchange.post(
+        ticket = self.members.exchange.post(
             (member.process, self._for_stage(everything, member.stage))
             for member in reversed(members)
         )
-        self.workers.tickets.add(ticket)
+        self.members.tickets.add(ticket)
         yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
         yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
         return [
@@ -282,7 +277,7 @@ class WorkerGroup(Evaluator):
             start = time.perf_counter()
         is_compiled = self.holdings.may_be_compiled
         patience = max(self._timeout, COMPILE_SECONDS) if is_compiled else self._timeout
-        (result,) = self.workers.collect(ticket, [member], patience)
+        (result,) = self.members.collect(ticket, [member], patience)
         end = time.perf_counter()
         self.cold = False
         report = self.report
@@ -308,15 +303,15 @@ class WorkerGroup(Evaluator):
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
         if workers_took_part and not wait and not self.broken:
-            self.workers.tickets.add(self.workers.post([requests.EndRun()] * len(self.members)))
-        self.workers.abandon()
+            self.members.tickets.add(self.members.post([requests.EndRun()] * len(self.members)))
+        self.members.abandon()
         if report is None or self.broken or not wait:
             return None
         report.end = time.perf_counter()
         report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}
         if not workers_took_part:
             return report  # they may not even be up
-        answers = self.workers.request(
+        answers = self.members.request(
             [requests.EndRun()] * len(self.members), self._timeout, poll=False
         )
         report.workers = [

@@ -54,7 +54,7 @@ class Holdings:
         self.signature: Any = None
         # A stage that was just loaded has no patches, and is not compiled.
         self._in_force: dict[Setting, Any] = {"patches": None, "compilation": None}
-        for member in self._members.all:
+        for member in self._members:
             member.forget()
 
     # Stages ----------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Holdings:
         if cuts == self._cuts:
             return
         started = time.monotonic()
-        members = self._members.all
+        members = self._members
         going_on, self._load_going_on = self._load_going_on, None
         if going_on is not None and going_on[0] == cuts:
             ticket = going_on[1]  # of a prompt that was canceled meanwhile
@@ -120,7 +120,7 @@ class Holdings:
             return False
         self._given_back = self._cuts
         self._forget()
-        members = self._members.all
+        members = self._members
         ticket = self._members.post([Unload()] * len(members))
         self._members.collect(ticket, members, LOAD_SECONDS, poll=False)
         return True
@@ -141,7 +141,7 @@ class Holdings:
         """
         if uuid != self._in_force["patches"]:
             with self._changing("patches", uuid):
-                requests = [Patch(payload(m.stage)) for m in self._members.all]
+                requests = [Patch(payload(m.stage)) for m in self._members]
                 self._members.request(requests, LOAD_SECONDS)
 
     def set_compilation(self, payload: Any) -> None:
@@ -151,7 +151,7 @@ class Holdings:
         """
         if payload != self._in_force["compilation"]:
             with self._changing("compilation", payload):
-                requests = [Compile(payload)] * len(self._members.all)
+                requests = [Compile(payload)] * len(self._members)
                 self._members.request(requests, LOAD_SECONDS)
 
     @property

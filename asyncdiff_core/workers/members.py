@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -66,8 +66,10 @@ class Member:
         )
 
 
-class Members:
-    """All workers of a group. If one is in trouble, all are ended.
+class Members(Sequence[Member]):
+    """All workers of a group, by rank; none before the start and after the end.
+
+    If one is in trouble, all are ended.
 
     Args:
         plan: how many workers, on which devices, and their first places.
@@ -77,7 +79,6 @@ class Members:
         timeout, poll: see Exchange.
 
     Attributes:
-        all: the workers by rank; none before the start and after the end.
         broken: they were ended, or are about to be.
         error: by which they broke.
         folder: of their logs.
@@ -97,7 +98,7 @@ class Members:
         timeout: float,
         poll: Callable[[], None],
     ) -> None:
-        self.all: list[Member] = []
+        self._members: list[Member] = []
         self.tickets: set[int] = set()
         self.broken = False
         self.error: str | None = None
@@ -112,6 +113,20 @@ class Members:
                 f"The folder for the logs of workers cannot be made: {error}"
             ) from error
         self.exchange = Exchange(timeout, poll, self._break)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @overload
+    def __getitem__(self, rank: int) -> Member: ...
+    @overload
+    def __getitem__(self, rank: slice) -> list[Member]: ...
+    def __getitem__(self, rank: int | slice) -> Member | list[Member]:
+        return self._members[rank]
+
+    def __iter__(self) -> Iterator[Member]:
+        # Another thread may end all of them meanwhile; these are those that there were.
+        return iter(self._members)
 
     def start(self) -> None:
         """Start all workers at once, without waiting for them.
@@ -132,7 +147,7 @@ class Members:
                     log_file=self.folder / f"worker-{rank}.log",
                     peers=mesh[rank],
                 )
-                self.all.append(Member(placement, process))
+                self._members.append(Member(placement, process))
                 self.exchange.add(process)
                 request = Configure(
                     rank=rank,
@@ -167,7 +182,7 @@ class Members:
 
     def ready(self) -> list[Ready]:
         """What each worker that has come up says of itself."""
-        return [m.process.ready for m in list(self.all) if m.process.ready]
+        return [m.process.ready for m in self if m.process.ready]
 
     def close(self) -> None:
         """End all workers, see `close_all`."""
@@ -188,7 +203,7 @@ class Members:
 
     def are_alive(self) -> bool:
         """Whether they can be used: not broken, and all processes there."""
-        return not self.broken and all(m.process.is_alive() for m in list(self.all))
+        return not self.broken and all(m.process.is_alive() for m in self)
 
     def require_whole(self) -> None:
         """See that nothing has ended them.
@@ -204,7 +219,7 @@ class Members:
 
     def request(self, requests: Sequence[Any], patience: float, *, poll: bool = True) -> list[Any]:
         """Send a request to each of the first workers, and wait for their answers."""
-        members = self.all[: len(requests)]
+        members = self[: len(requests)]
         ticket = self.post(requests)
         self.tickets.add(ticket)
         return self.collect(ticket, members, patience, poll=poll)
@@ -222,7 +237,7 @@ class Members:
         """Bytes of memory of each device that has its own."""
         return {
             m.process.device: m.process.ready.memory_bytes
-            for m in list(self.all)
+            for m in self
             if m.process.ready and m.process.ready.memory_bytes
         }
 
@@ -240,7 +255,7 @@ class Members:
         return self.exchange.collect(ticket, processes, patience, poll)
 
     def _processes(self) -> list[WorkerProcess]:
-        return [m.process for m in self.all]
+        return [m.process for m in self]
 
 
 def close_all(groups: Sequence[Members]) -> None:
@@ -254,7 +269,7 @@ def close_all(groups: Sequence[Members]) -> None:
         for group in groups:
             if group.exchange.lock.acquire(timeout=max(0.0, until - time.monotonic())):
                 locks.callback(group.exchange.lock.release)
-            members, group.all = group.all, []
+            members, group._members = group._members, []
             own = [member.process for member in members]
             _tell_to_stop(own)
             group.exchange.close()

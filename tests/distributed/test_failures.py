@@ -370,7 +370,7 @@ def test_all_groups_have_one_deadline(own_group: Any, monkeypatch: pytest.Monkey
         os.kill(pid, signal.SIGSTOP)
     waits = []
     monkeypatch.setattr(members, "end_all", lambda ps: waits.append(len(ps)) or end_all(ps))
-    members.close_all([group.workers for group in groups])
+    members.close_all([group.members for group in groups])
     assert waits == [6]
     assert not any(map(exists, pids))
     assert all(group.broken and not group.members for group in groups)

@@ -509,10 +509,10 @@ def test_the_end_of_a_run_leaves_the_answers_to_others_alone(own_group: Any) -> 
     run(group, AsyncSchedule(), calls)
     group.begin_run(AsyncSchedule())
     group.evaluate(*calls[0])
-    ticket = group.workers.post([requests.Unload()] * 2)
+    ticket = group.members.post([requests.Unload()] * 2)
     group.end_run()
-    assert len(group.workers.collect(ticket, group.members, 10.0, poll=False)) == 2
-    assert not group.workers.exchange._awaited and not group.workers.exchange._answers
+    assert len(group.members.collect(ticket, group.members, 10.0, poll=False)) == 2
+    assert not group.members.exchange._awaited and not group.members.exchange._answers
 
 
 def test_the_weights_of_a_run_stay(own_group: Any) -> None:

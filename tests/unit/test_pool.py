@@ -29,7 +29,7 @@ class FakeGroup:
         self.alive = self.is_running = False
         self.holds_weights = True
         self.id = f"g{id(self)}"
-        self.workers = self
+        self.members = self
 
     def start(self) -> None:
         self.alive = True

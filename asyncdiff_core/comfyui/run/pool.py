@@ -190,7 +190,7 @@ class GroupPool:
 
 def _close(groups: Sequence[WorkerGroup]) -> None:
     """End groups, which together have no more time for it than one of them."""
-    close_all([group.workers for group in groups])
+    close_all([group.members for group in groups])
 
 
 def _unload(group: WorkerGroup, *, unless_running: bool = False) -> bool:

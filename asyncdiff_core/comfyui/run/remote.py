@@ -174,7 +174,7 @@ class RemoteModel:
 
     @property
     def may_deal(self) -> bool:
-        """Whether conds may be dealt to replicas, for which they must come in one batch."""
+        """Whether conds may be scattered to replicas, for which they must come in one batch."""
         return any(plan.replicas > 1 for plan in self.request.candidates())
 
     # Sampling --------------------------------------------------------------------------------

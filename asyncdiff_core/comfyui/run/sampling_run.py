@@ -195,7 +195,7 @@ class SamplingRun:
             self._choose_plan(call, num_conds)
             self._group.prepare(*call.inputs)
             view = self._remote.view
-            view.search_path = self._group.workers.search_path()
+            view.search_path = self._group.members.search_path()
             view.can_import = self._group.can_import
 
     def _put_in_force(
@@ -262,7 +262,7 @@ class SamplingRun:
         for place in plan.placements():
             share = shared + sum(unit_bytes[u] for u in units_of(stages[place.stage]))
             need[place.device] = need.get(place.device, 0) + share
-        has = group.workers.device_memory()
+        has = group.members.device_memory()
         return all(need[device] <= has.get(device, need[device]) for device in need)
 
 
