@@ -69,7 +69,7 @@ NOT_HERE = {
     f"{RELIABILITY} intruder": "tests/distributed/test_intruder.py runs it",
     "python -m benchmarks.parity": "takes ten minutes; tests/comfyui/test_own_process.py runs the "
     "same script with fewer combinations",
-    "python -m harness.module_table": "writes a page of the repository; tests/unit/test_docs.py does "
+    "python -m harness.module_table": "writes a page of docs/; tests/unit/test_docs.py does "
     "the same without writing",
     "python -m tests.web.pictures": "overwrites pictures in docs/, at which a person has to look",
 }
