@@ -125,7 +125,8 @@ def measure_costs(
         log.warning(
             "%s cannot run on the meta device (%s); its stages are balanced by their number of "
             "parameters, which may be less even.",
-            *(type(model).__name__, error),
+            type(model).__name__,
+            error,
         )
         return parameter_costs(trunk)
     ends[-1] = mode.seconds  # what comes after the trunk, the last stage alone runs
