@@ -15,7 +15,7 @@ import torch
 from . import checkpoints
 from .comfy_server import ComfyServer, PromptFailed
 from .graphs import Workflow, node, resampled
-from .lab import asyncdiff, latent, latent_once, workflow
+from .lab import SIDE, asyncdiff, latent, latent_once, workflow
 
 Change = Callable[[Workflow], Workflow]
 STEPS = 3
@@ -135,7 +135,7 @@ def controlled(*strengths: float, file: str = "tiny-control.safetensors", **inpu
         for number, strength in enumerate(strengths):
             color = 0x3366CC >> 4 * number
             flow[f"hint-{number}"] = node(
-                "EmptyImage", width=128, height=128, batch_size=1, color=color
+                "EmptyImage", width=SIDE, height=SIDE, batch_size=1, color=color
             )
             flow[f"apply-{number}"] = node(
                 "ControlNetApplyAdvanced",
@@ -156,8 +156,8 @@ def controlled(*strengths: float, file: str = "tiny-control.safetensors", **inpu
 
 def masked(flow: Workflow) -> Workflow:
     """A noise mask with soft values on the left half."""
-    area = node("SolidMask", value=0.6, width=64, height=128)
-    whole = node("SolidMask", value=0.0, width=128, height=128)
+    area = node("SolidMask", value=0.6, width=SIDE // 2, height=SIDE)
+    whole = node("SolidMask", value=0.0, width=SIDE, height=SIDE)
     mask = node(
         "MaskComposite", destination=["whole", 0], source=["area", 0], x=0, y=0, operation="add"
     )
@@ -169,7 +169,7 @@ def masked(flow: Workflow) -> Workflow:
 def inpainted(flow: Workflow) -> Workflow:
     """A model with nine input channels."""
     flow = chain(loaded(ckpt_name="tiny-inpaint.safetensors"), masked)(flow)
-    flow["picture"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0x336699)
+    flow["picture"] = node("EmptyImage", width=SIDE, height=SIDE, batch_size=1, color=0x336699)
     flow["conditioned"] = node(
         "InpaintModelConditioning",
         positive=["positive", 0],
@@ -470,9 +470,9 @@ FEATURES = (
         "prompts for areas, masks and ranges of steps",
         "sd15",
         chain(
-            added(left=node("SolidMask", value=1.0, width=128, height=128)),
+            added(left=node("SolidMask", value=1.0, width=SIDE, height=SIDE)),
             combined(
-                conditioned("ConditioningSetArea", width=64, height=128, x=64, y=0, strength=0.7),
+                conditioned("ConditioningSetArea", width=SIDE // 2, height=SIDE, x=SIDE // 2, y=0, strength=0.7),
                 conditioned(
                     "ConditioningSetMask", mask=["left", 0], strength=0.5, set_cond_area="default"
                 ),
@@ -483,7 +483,7 @@ FEATURES = (
     Feature(
         "a batch of latents",
         "sd15",
-        added(empty=node("EmptyLatentImage", width=128, height=64, batch_size=3)),
+        added(empty=node("EmptyLatentImage", width=SIDE, height=SIDE // 2, batch_size=3)),
     ),
     Feature("SamplerCustomAdvanced with CFGGuider", "sd15", custom, spread=parallelized),
     Feature(

@@ -14,10 +14,12 @@ from .comfy_server import ComfyServer
 from .graphs import Workflow, node
 
 KINDS = ("sd15", "sd3", "wan")
+# Pixels. What a step costs grows with their number, and of what is tested nothing does.
+SIDE = 64
 EMPTY = {
-    "sd15": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-    "sd3": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
-    "flux": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
+    "sd15": node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1),
+    "sd3": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=1),
+    "flux": node("EmptySD3LatentImage", width=SIDE, height=SIDE, batch_size=1),
     "wan": node("EmptyHunyuanLatentVideo", width=96, height=96, length=5, batch_size=1),
 }
 ADAPTER_PACK = Path(__file__).parent / "adapter_pack"

@@ -11,6 +11,7 @@ from harness.features import custom
 from harness.graphs import Workflow, node, resampled
 from harness.lab import (
     KINDS,
+    SIDE,
     asyncdiff,
     last_report,
     latent,
@@ -228,8 +229,8 @@ def test_several_conditionings_and_areas(lab: ComfyServer) -> None:
         flow["left"] = node(
             "ConditioningSetArea",
             conditioning=["negative", 0],
-            width=64,
-            height=128,
+            width=SIDE // 2,
+            height=SIDE,
             x=0,
             y=0,
             strength=1.0,
