@@ -240,7 +240,7 @@ class ComfyServer:
             if time.monotonic() > deadline:
                 raise self._error(f"prompt {prompt_id} did not end within {timeout:g} s")
             time.sleep(pause)
-            pause = min(1.5 * pause, 0.25)  # the server's own cores are what is being measured
+            pause = min(1.5 * pause, 0.1)  # the server's own cores are what is being measured
         messages = dict(entry["status"]["messages"])
         if "execution_interrupted" in messages:
             raise PromptInterrupted(messages["execution_interrupted"])

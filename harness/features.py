@@ -349,6 +349,7 @@ WINDOWS = {
 FRAMES = frames(2)
 MOTION = patched("AsyncDiffMotionModule", motion_model="tiny-motion.safetensors")
 WIDE = loaded(ckpt_name="tiny-wide.safetensors")  # for FreeU, ToMe
+LARGE = added(empty=node("EmptyLatentImage", width=128, height=128, batch_size=1))
 # Two blocks, a part of a third one, and what comes before all blocks.
 WAN_KEYS = " ".join(
     f"diffusion_model.{part}" for part in ("blocks.0", "blocks.3", "blocks.1.ffn", "time_embedding")
@@ -422,12 +423,14 @@ FEATURES = (
         "HyperTile, swap_size 1",
         "sd15",
         patched("HyperTile", tile_size=32, swap_size=1, max_depth=1, scale_depth=False),
+        base=LARGE,
     ),
     Feature(
         "HyperTile, random tiles",
         "sd15",
         patched("HyperTile", tile_size=32, swap_size=4, max_depth=1, scale_depth=False),
         refusal="draws random numbers",
+        base=LARGE,
     ),
     Feature(
         "ToMe (TomePatchModel)",
@@ -470,15 +473,16 @@ FEATURES = (
         "prompts for areas, masks and ranges of steps",
         "sd15",
         chain(
-            added(left=node("SolidMask", value=1.0, width=SIDE, height=SIDE)),
+            added(left=node("SolidMask", value=1.0, width=128, height=128)),
             combined(
-                conditioned("ConditioningSetArea", width=SIDE // 2, height=SIDE, x=SIDE // 2, y=0, strength=0.7),
+                conditioned("ConditioningSetArea", width=64, height=128, x=64, y=0, strength=0.7),
                 conditioned(
                     "ConditioningSetMask", mask=["left", 0], strength=0.5, set_cond_area="default"
                 ),
                 conditioned("ConditioningSetTimestepRange", start=0.0, end=0.5),
             ),
         ),
+        base=LARGE,
     ),
     Feature(
         "a batch of latents",

@@ -11,7 +11,6 @@ from harness.features import custom
 from harness.graphs import Workflow, node, resampled
 from harness.lab import (
     KINDS,
-    SIDE,
     asyncdiff,
     last_report,
     latent,
@@ -226,11 +225,12 @@ def test_several_conditionings_and_areas(lab: ComfyServer) -> None:
 
     def regional(flow: Workflow) -> Workflow:
         flow = resampled(flow, positive=["both", 0])
+        flow["empty"] = node("EmptyLatentImage", width=128, height=128, batch_size=1)
         flow["left"] = node(
             "ConditioningSetArea",
             conditioning=["negative", 0],
-            width=SIDE // 2,
-            height=SIDE,
+            width=64,
+            height=128,
             x=0,
             y=0,
             strength=1.0,

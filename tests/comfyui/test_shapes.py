@@ -103,13 +103,14 @@ def test_a_bad_prompt_is_an_error_that_names_its_line(
 
 @pytest.mark.timeout(1200)
 def test_the_model_draws_what_it_was_not_trained_with(server: ComfyServer) -> None:
-    """At least 90 of the 100 held-out prompts, with as many steps as the demonstration has."""
-    flow = resampled(shapes_workflow([scene.prompt for scene in HELD_OUT]), seed=2)
+    """At least 36 of 40 held-out prompts, with as many steps as the demonstration has."""
+    scenes = HELD_OUT[:40]
+    flow = resampled(shapes_workflow([scene.prompt for scene in scenes]), seed=2)
     files = server.files(server.run(flow, timeout=1100))
     images = pictures.load([path for path in files if path.suffix == ".png"])
     wrong = [
         scene.prompt
-        for scene, image in zip(HELD_OUT, images, strict=True)
+        for scene, image in zip(scenes, images, strict=True)
         if not checker.read(np.asarray(image) / 255).shows(scene)
     ]
-    assert len(wrong) <= 10, wrong
+    assert len(wrong) <= 4, wrong
