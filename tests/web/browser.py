@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright, Route
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    Page,
+    Playwright,
+    Route,
+    TimeoutError,
+)
 
 from harness.comfy_server import PACK_FOLDER, ComfyServer
 
@@ -123,7 +131,7 @@ class Canvas:
             arg=[type_, label],
         )
 
-    def wait_for_recorded(self, number: int) -> None:
+    def wait_for_recorded(self, number: int, seconds: float = 30) -> None:
         """Wait until the graph has `number` nodes, and the history that undo walks has that too.
 
         ComfyUI records a change and restores a state some frames after the key: a key that comes
@@ -136,7 +144,24 @@ class Canvas:
                     && history.activeState.nodes.length === number;
             }""",
             arg=number,
+            timeout=1000 * seconds,
         )
+
+    def press_until_recorded(self, key: str, number: int, times: int) -> None:
+        """Press a key until this holds. ComfyUI may record one change as two.
+
+        A pasted node gets its place in the order of execution, and a graph its id, some frames
+        later, and either may be a step of its own for undo and redo.
+        """
+        for left in reversed(range(times)):
+            self.page.keyboard.press(key)
+            try:
+                self.wait_for_recorded(number, seconds=5 if left else 30)
+            except TimeoutError:
+                if not left:
+                    raise
+            else:
+                return
 
     def click_last_widget(self, type_: str, is_vue: bool) -> None:
         """Click the button that comes last on the only node of this type."""
