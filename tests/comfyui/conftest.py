@@ -28,7 +28,9 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     a CPU result depend on the number of threads, and a worker has no more.
     """
     base_dir = tmp_path_factory.mktemp("comfyui")
-    env, packs = {"OMP_NUM_THREADS": "1"}, [shapes.PACK, ADAPTER_PACK]
+    # More groups than ComfyUI keeps otherwise, since workers take ten seconds to come up.
+    env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
+    packs = [shapes.PACK, ADAPTER_PACK]
     with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         yield running
 

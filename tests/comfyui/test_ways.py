@@ -19,7 +19,7 @@ from harness.ways import PLACES, WAYS, Way, outcome
 def lab(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """A server of its own, since what packs do to a model may keep it for ever."""
     base_dir, packs = tmp_path_factory.mktemp("ways"), [shapes.PACK, ADAPTER_PACK]
-    env = {"OMP_NUM_THREADS": "1"}
+    env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
     with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         write_models(running.models)
         write_files(running.models)
