@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.comfy_server import ComfyServer, PromptFailed, PromptRejected
+from harness.features import LARGE
 from harness.graphs import Workflow, node, resampled
 from harness.lab import asyncdiff, latent, workflow, write_unsupported
 
@@ -114,7 +115,7 @@ def test_a_patch_that_reports_back_is_refused_by_name(lab: ComfyServer) -> None:
 
 
 def test_a_patch_that_draws_random_numbers_is_refused_by_name(lab: ComfyServer) -> None:
-    flow = asyncdiff(workflow("sd15"))
+    flow = asyncdiff(LARGE(workflow("sd15")))
     tiles = {"tile_size": 32, "swap_size": 4, "max_depth": 1, "scale_depth": False}
     flow["tiles"] = node("HyperTile", model=["model", 0], **tiles)
     error = failure(lab, resampled(flow, model=["tiles", 0]))
