@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...algorithm.evaluator import Forecast, Inputs
+from ...algorithm.prediction import Latent
 from ..model.calls import ModelCall
 
 AUDIO = "a_timestep"  # LTX-2 gets a second timestep, which differs where only one part is masked
@@ -46,7 +47,7 @@ class Forecaster:
             if sigma in steps:
                 coming = tuple(steps[steps.index(sigma) + 1 :])
 
-        def at(other: float) -> Inputs:
+        def at(other: float, latent: Latent | None) -> Inputs:
             sigmas = torch.full_like(options["sigmas"], other)
             args, kwargs = call.inputs_with({**options, "sigmas": sigmas})
             shape = timestep.shape
