@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..log import get_logger
-from .schedule import AsyncSchedule, Lanes, Round
+from .prediction import Latent
+from .schedule import AsyncSchedule, Lanes, Round, Target
 
 log = get_logger("schedule")
 
@@ -24,12 +26,16 @@ class Forecast:
         sigma: of this evaluation.
         coming: of the evaluations after it, in order, if the sampler evaluates once per step;
             None where they cannot be foreseen.
-        at: the inputs of this evaluation with the timestep of another sigma.
+        at: the inputs of this evaluation with the timestep of another sigma, and of another latent
+            unless that is None.
+        latent: what the sampler evaluates, in float32 and before it is scaled for the model; None
+            if nobody may replace it.
     """
 
     sigma: float
     coming: tuple[float, ...] | None
-    at: Callable[[float], Inputs]
+    at: Callable[[float, Latent | None], Inputs]
+    latent: Latent | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,19 @@ class Call:
     replica: int = 0
     in_sync: bool = False
 
-    def inputs(self, sigma: float | None) -> Inputs:
-        """The inputs with the timestep of `sigma`; None: as they are."""
-        if sigma is None or self.forecast is None:
+    def inputs(self, target: Target) -> Inputs:
+        """The inputs of another time, or as they are."""
+        if target.sigma is None or self.forecast is None:
             return self.args, self.kwargs
-        return self.forecast.at(sigma)
+        return self.forecast.at(target.sigma, target.latent)
 
 
 class Evaluator(ABC):
     """Evaluates a partitioned model under an AsyncSchedule."""
 
     stride = 1
+    num_stages = 1
+    is_folded = False
     _lanes: Lanes | None = None
     _said = False
 
@@ -71,8 +79,14 @@ class Evaluator(ABC):
         self._said = False
 
     def begin_lanes(self, schedule: AsyncSchedule) -> None:
-        """Forget all lanes, and open new ones from now on."""
-        self._lanes = Lanes(schedule, self.stride)
+        """Forget all lanes, and open new ones from now on.
+
+        The outer part of a fold needs the latent itself for its skips. So what it sends inwards is
+        of that latent as well, and nothing is predicted.
+        """
+        if self.is_folded:
+            schedule = dataclasses.replace(schedule, prediction=False)
+        self._lanes = Lanes(schedule, self.stride, self.num_stages)
 
     def evaluate(
         self,
@@ -110,6 +124,8 @@ class Evaluator(ABC):
         coming = call.forecast.coming if call.forecast else None
         # A cond may change its replica within a run; its new workers know nothing of the lane.
         lane = self._lanes.lane((call.replica, call.key))
+        if call.forecast is not None and call.forecast.latent is not None and not call.in_sync:
+            lane.see(call.forecast.sigma, call.forecast.latent, coming)
         held: Output | None = lane.take_held(sigma)
         if held is not None:
             return held
@@ -126,6 +142,8 @@ class Evaluator(ABC):
             lane.retract(round_)
             raise
         lane.hold(later, coming or ())
+        for preparing in lane.preparing(round_, coming):
+            self._run_round(preparing, call)
         return first
 
     def end_run(self) -> None:

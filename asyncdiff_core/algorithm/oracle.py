@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch.utils import _pytree as pytree
 
 from .activations import OutputMeta, copy_output
 from .evaluator import Call, Evaluator, Output
-from .schedule import AsyncSchedule, Round
+from .schedule import AsyncSchedule, Mode, Round, Work
 from .stage import Neighbours, StagedModel
 from .stages import Link, Stage, links_between
 
 Message = dict[int, Any]
 # Called after each round with what every stage had received in the round before, and in this one.
 Observe = Callable[[Round, list[Message], list[Message]], None]
+
+
+class Sent(NamedTuple):
+    """What a stage has sent over one link: for the result of which round, and the activations."""
+
+    goal: int
+    message: Message
 
 
 class Oracle(Evaluator):
@@ -40,88 +47,106 @@ class Oracle(Evaluator):
         observe: Observe | None = None,
     ) -> None:
         self.stride = stride
+        self.num_stages = len(stages)
+        self.is_folded = any(len(stage) > 1 for stage in stages)
         self._observe = observe
         self._staged = staged
         self._stages = tuple(stages)
         self._links = links_between(stages, staged.trunk.skips)
-        # lane -> target stage -> what it received in the last round, by unit
-        self._messages: dict[int, list[Message]] = {}
+        # lane -> what was sent over each link in the rounds before, the last one last
+        self._sent: dict[int, dict[Link, list[Sent]]] = {}
         self._metas: dict[int, list[OutputMeta]] = {}
 
     def begin_run(self, schedule: AsyncSchedule) -> None:
         super().begin_run(schedule)
-        self._messages.clear()
+        self._sent.clear()
         self._metas.clear()
 
     def _run_round(self, round_: Round, call: Call) -> Sequence[Output]:
         last = len(self._stages) - 1
-        received: list[Message] = [{} for _ in self._stages]
-        before = self._messages.get(round_.lane, received)
+        before = self._sent.setdefault(round_.lane, {link: [] for link in self._links})
+        now: dict[Link, Sent] = {}
 
-        def run(k: int, stage: Stage, sigma: float | None, *, sends: bool = True) -> Any:
-            own = [link for link in self._links if link.target == k or (sends and link.source == k)]
-            others = _Others(k, own, before, received, is_sync=round_.mode == "sync")
+        def run(k: int, stage: Stage, work: Work | None, *, sends: bool = True) -> Any:
+            if work is None:
+                return None
+            others = _Others(round_.mode, work.goal, before, now)
+            others.incoming = [link for link in self._links if link.target == k]
+            others.outgoing = [link for link in self._links if sends and link.source == k]
             others.metas = self._metas.setdefault(round_.lane, [])
             # Models write into their inputs.
-            args, kwargs = _copy_inputs(*call.inputs(sigma))
+            args, kwargs = _copy_inputs(*call.inputs(work.target))
             return self._staged.run_stage(stage, args, kwargs, others)
 
-        sigma = round_.sigmas[-1]
+        works = [round_.work(last - k) for k in range(len(self._stages))]
         # The way into a fold is fresh in every round, so that comes first. The stages run these
         # units once more below, and get the same bits.
         for k, stage in reversed(list(enumerate(self._stages))):
             if len(stage) > 1:
-                run(k, stage[:1], sigma)
-        result = [run(k, stage, sigma) for k, stage in enumerate(self._stages)][-1]
+                run(k, stage[:1], works[k])
+        result = [run(k, stage, works[k]) for k, stage in enumerate(self._stages)][-1]
         # The extra copies of the last stage: the same messages, earlier timesteps.
-        copies = [run(last, self._stages[last], s, sends=False) for s in round_.sigmas[:-1]]
-        results = [*copies, result]
-        for link in self._links:
-            if link.is_fresh:
-                received[link.target].pop(link.units[0])  # no later round works on it
+        leads = range(len(round_.targets) - 1, 0, -1)
+        copies = [
+            run(last, self._stages[last], round_.work(0, lead), sends=False) for lead in leads
+        ]
         if self._observe is not None:
-            self._observe(round_, before, received)
-        self._messages[round_.lane] = received
+            newest = {link: sent[-1] for link, sent in before.items() if sent}
+            self._observe(round_, self._received(newest), self._received(now))
+        for link, sent in now.items():
+            if not link.is_fresh:
+                # A stage works on a message for its own goal, and that of a stage far before it
+                # comes as many rounds earlier.
+                before[link] = [*before[link], sent][-(link.target - link.source) :]
+        results = [*copies, result] if round_.targets else []
         return [functools.partial(lambda output: output, result) for result in results]
+
+    def _received(self, sent: Mapping[Link, Sent]) -> list[Message]:
+        """What each stage has received of all that was sent, but for what is fresh anyway."""
+        received: list[Message] = [{} for _ in self._stages]
+        for link, (_, message) in sent.items():
+            if not link.is_fresh:
+                received[link.target] |= message
+        return received
 
     def end_run(self) -> None:
         super().end_run()
-        self._messages.clear()
+        self._sent.clear()
         self._metas.clear()
         self._staged.forget_scratch()
 
 
 class _Others(Neighbours):
-    """The other stages of a round, as stage k sees them."""
+    """The other stages of a round, as one stage sees them that works for round `goal`."""
+
+    incoming: Sequence[Link] = ()
+    outgoing: Sequence[Link] = ()
 
     def __init__(
-        self,
-        k: int,
-        own: Sequence[Link],
-        before: list[Message],
-        received: list[Message],
-        *,
-        is_sync: bool,
+        self, mode: Mode, goal: int, before: dict[Link, list[Sent]], now: dict[Link, Sent]
     ) -> None:
         super().__init__()
-        self._outgoing = [link for link in own if link.source == k]
-        self._received = received
-        self._stored = {
-            unit: (received if link.is_fresh or is_sync else before)[k]
-            for link in own
-            if link.target == k
-            for unit in link.units
-        }
-        self.consumed = self._stored.keys()
+        self._mode, self._goal, self._before, self._now = mode, goal, before, now
+
+    @property
+    def consumed(self) -> Collection[int]:  # type: ignore[override]
+        return [unit for link in self.incoming for unit in link.units]
 
     def take(self, unit: int) -> Any:
-        return copy_output(self._stored[unit][unit])  # a message may be needed twice
+        link = next(link for link in self.incoming if unit in link.units)
+        if link.is_fresh or self._mode == "sync":
+            sent = self._now[link]
+        else:
+            for_us = (sent for sent in reversed(self._before[link]) if sent.goal == self._goal)
+            sent = next(for_us, self._before[link][-1])
+        return copy_output(sent.message[unit])  # a message may be needed twice
 
     def give(self, unit: int, output: Any) -> None:
         super().give(unit, output)
-        for link in self._outgoing:
+        for link in self.outgoing:
             if unit in link.units:
-                self._received[link.target][unit] = copy_output(output)
+                sent = self._now.setdefault(link, Sent(self._goal, {}))
+                sent.message[unit] = copy_output(output)
 
 
 def _copy_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

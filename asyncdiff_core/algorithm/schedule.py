@@ -17,17 +17,21 @@ messages with the timesteps of evaluations i .. i+S-2 and yield theirs. A round 
 fewer evaluations remain, and an evaluation whose sigma is not the one that was foreseen ends it.
 
 With a time shift, async evaluations get the timestep of the evaluation before their own.
+
+With prediction, what a stage makes in an async round for a later one it makes of the sigma and a
+draft of the latent of that later one, see prediction.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import ScheduleError
+from .prediction import Latent, Predictor
 
 Mode = Literal["sync", "async"]
 
@@ -43,16 +47,23 @@ class AsyncSchedule:
     `warm_up`: synchronous evaluations at the start of every lane, at least 1, since stage k > 1
     has nothing to work on before its predecessor has run once; or AUTO_WARM_UP.
     `time_shift`: async evaluations get the timestep of the evaluation before.
+    `prediction`: stages work for later evaluations on drafts of their latents.
     """
 
     warm_up: int = 1
     time_shift: bool = False
+    prediction: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.warm_up, int) or self.warm_up < AUTO_WARM_UP:
             raise ScheduleError(
                 f"warm_up must be a whole number of at least 1, or 0 to have it chosen, but is "
                 f"{self.warm_up!r}. The first evaluation is always synchronous."
+            )
+        if self.prediction and self.time_shift:
+            raise ScheduleError(
+                "prediction and time_shift exclude each other: the one gives stages the time that "
+                "they work for, the other one that is past."
             )
 
     def for_steps(self, steps: int | None) -> AsyncSchedule:
@@ -68,23 +79,71 @@ class AsyncSchedule:
 
 
 @dataclass(frozen=True)
+class Target:
+    """The time whose inputs a stage gets in place of those of the evaluation that begins a round.
+
+    Attributes:
+        sigma: whose timestep it is; None: that of the evaluation.
+        latent: a draft; None: the latent of the evaluation.
+    """
+
+    sigma: float | None = None
+    latent: Latent | None = field(default=None, compare=False)
+
+
+HERE = Target()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage before the last one does in a round.
+
+    Attributes:
+        goal: the number of the round whose result it is for.
+        evaluation: the last one of that round.
+        target: what it works on.
+    """
+
+    goal: int
+    evaluation: int
+    target: Target
+
+
+@dataclass(frozen=True)
 class Round:
     """One pass of a lane through the stages.
 
     Attributes:
         lane: the number of the lane.
-        index: the number of the round in its lane, and of its message on every link.
+        index: the number of the round in its lane.
         evaluation: the number of its first evaluation in the lane.
-        mode: whether stages work on this round's messages or on those of the round before.
-        sigmas: for each evaluation that it yields, the sigma whose timestep it is computed with.
-            The stages use the last one. None stands for the inputs as they are.
+        mode: whether stages work on this round's messages or on those of rounds before.
+        targets: for each evaluation that it yields, what the last stage works on. A round that
+            yields none prepares the next ones: the last stage does nothing.
+        ahead: what the other stages do, that next to the last one first. None: nothing. Where it
+            is empty they all do what the last target says.
     """
 
     lane: int
     index: int
     evaluation: int
     mode: Mode
-    sigmas: tuple[float | None, ...] = (None,)
+    targets: tuple[Target, ...] = (HERE,)
+    ahead: tuple[Work | None, ...] = ()
+
+    def work(self, distance: int, lead: int = 0) -> Work | None:
+        """What a stage does; None: nothing.
+
+        Args:
+            distance: how many stages it lies before the last one.
+            lead: how many evaluations older what it yields is, for a copy of the last one.
+        """
+        if distance and self.ahead:
+            return self.ahead[distance - 1]
+        number = len(self.targets) - 1 - lead
+        if number < 0:
+            return None
+        return Work(self.index, self.evaluation + number, self.targets[number])
 
 
 @dataclass
@@ -98,12 +157,20 @@ class Lane:
     number: int
     schedule: AsyncSchedule
     stride: int = 1
+    num_stages: int = 1
     num_evaluations: int = 0
     num_rounds: int = 0
     last_sigma: float | None = None
     sigma_before_round: float | None = None
     held: list[tuple[float, Any]] = field(default_factory=list)
     refused_stride: bool = False
+
+    def __post_init__(self) -> None:
+        self._predictor = Predictor(self.stride * self.num_stages)
+
+    def see(self, sigma: float, latent: Latent, coming: Sequence[float] | None) -> None:
+        """An evaluation begins, of this latent. Needed for prediction alone."""
+        self._predictor.see(sigma, latent, coming or ())
 
     def take_held(self, sigma: float | None) -> Any:
         """The output that the current round holds for an evaluation at `sigma`, or None.
@@ -148,12 +215,60 @@ class Lane:
             index=self.num_rounds,
             evaluation=self.num_evaluations,
             mode="sync" if is_sync else "async",
-            sigmas=tuple(timeline[first : first + span]),
+            targets=tuple(map(Target, timeline[first : first + span])),
         )
+        if self.schedule.prediction and not is_sync and sigma is not None:
+            round_ = self._predicting(round_, coming)
         self.num_rounds += 1
         self.sigma_before_round = previous
         self._advance(sigma)
         return round_
+
+    def preparing(self, round_: Round, coming: Sequence[float] | None) -> Iterator[Round]:
+        """The rounds behind the sync round `round_` in which stages work for the next async ones.
+
+        Those before the last stage have nothing else to do at that time.
+
+        Args:
+            round_: the last round.
+            coming: the sigmas of the evaluations after it.
+        """
+        is_warm = self.num_evaluations >= max(1, self.schedule.warm_up)
+        if not (self.schedule.prediction and round_.mode == "sync" and is_warm and coming):
+            return
+        for number in range(1, self.num_stages):
+            work = self._work(round_, number, coming, None)
+            if work is not None:
+                distances = range(1, self.num_stages)
+                ahead = tuple(work if distance >= number else None for distance in distances)
+                yield dataclasses.replace(round_, targets=(), ahead=ahead)
+
+    def _predicting(self, round_: Round, coming: Sequence[float]) -> Round:
+        """The async round with drafts, where there are some."""
+        later = enumerate(coming[: len(round_.targets) - 1], start=1)
+        drafts = tuple(Target(sigma, self._predictor.draft(sigma, n)) for n, sigma in later)
+        round_ = dataclasses.replace(round_, targets=(HERE, *drafts))
+        distances = range(1, self.num_stages)
+        stale = round_.work(0)
+        ahead = tuple(self._work(round_, distance, coming, stale) for distance in distances)
+        return dataclasses.replace(round_, ahead=ahead)
+
+    def _work(
+        self, round_: Round, number: int, coming: Sequence[float], stale: Work | None
+    ) -> Work | None:
+        """Work for the round `number` rounds after `round_`.
+
+        None if there will be none. `stale` if there is no draft for it.
+        """
+        span = len(round_.targets)
+        if span + self.stride * (number - 1) > len(coming):
+            return None
+        last = min(span - 1 + self.stride * number, len(coming))
+        draft = self._predictor.draft(coming[last - 1], last)
+        if draft is None:
+            return stale
+        target = Target(coming[last - 1], draft)
+        return Work(round_.index + number, round_.evaluation + last, target)
 
     def retract(self, round_: Round) -> None:
         """`round_`, the last one, was refused: no worker has seen it."""
@@ -179,15 +294,16 @@ class Lane:
 class Lanes:
     """The lanes of one sampling run, by key."""
 
-    def __init__(self, schedule: AsyncSchedule, stride: int = 1) -> None:
+    def __init__(self, schedule: AsyncSchedule, stride: int = 1, num_stages: int = 1) -> None:
         self.schedule = schedule
         self._stride = stride
+        self._num_stages = num_stages
         self._lanes: dict[Hashable, Lane] = {}
 
     def lane(self, key: Hashable) -> Lane:
         """The lane `key`, which is opened if it is new."""
         if key not in self._lanes:
-            self._lanes[key] = Lane(len(self._lanes), self.schedule, self._stride)
+            self._lanes[key] = Lane(len(self._lanes), self.schedule, self._stride, self._num_stages)
         return self._lanes[key]
 
     @property

@@ -22,6 +22,7 @@ from ..algorithm.schedule import AUTO_WARM_UP, AsyncSchedule
 from ..errors import UnsupportedPatchError, few
 from ..workers.memory import give_memory_back
 from .model.absent import AbsentWeight
+from .model.calls import with_sampled
 from .model.layouts import host_parts_of
 from .model.replaced import CALCULATE
 from .patches import controls, object_patches
@@ -71,6 +72,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         preparing = patcher.wrappers.setdefault(controls.KIND, {})
         preparing[controls.KEY] = [controls.refuse_taking_weights]
         patcher.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})["asyncdiff"] = [_counted]
+        patcher.wrappers.setdefault(WrappersMP.APPLY_MODEL, {})["asyncdiff"] = [with_sampled]
         wrappers = patcher.wrappers.get(KIND, {})
         if KEY in wrappers:
             wrappers[KEY] = [elsewhere(wrapper) for wrapper in wrappers[KEY]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,45 +28,73 @@ class Inbox:
     """The messages of one lane from one other stage.
 
     Args:
+        source: how many stages before the last one the other one lies.
+        distance: how many before this one. As many messages are kept, since a message for the goal
+            of this stage comes so many rounds earlier.
         is_fresh: async rounds too work on the message of the same round, see stages.Link.
     """
 
-    def __init__(self, transport: Transport, rank: int, is_fresh: bool) -> None:
+    def __init__(
+        self, transport: Transport, rank: int, source: int, distance: int, is_fresh: bool
+    ) -> None:
         self._transport = transport
         self._rank = rank
+        self._source = source
+        self._num_kept = 1 if is_fresh else distance
         self._is_fresh = is_fresh
         self._layout: MessageLayout | None = None
         self._receiver: Receiver | None = None
         self._views: list[dict[int, Any]] = []
+        self._goals: list[int] = []  # of all messages so far
+        self._has_posted = False
         self.metas: list[OutputMeta] = []
 
-    def post(self, index: int) -> None:
-        """Be ready for message `index` of the lane. The first call waits for the layout."""
+    def post(self, goals: Sequence[int | None]) -> None:
+        """Be ready for the message of a round, if there is one in a round with these goals.
+
+        The first call waits for the layout.
+        """
+        goal = goals[self._source]
+        self._has_posted = goal is not None
+        if goal is None:
+            return
         if self._receiver is None:
             outputs, metas = self._transport.receive_plain(self._rank)
             self.metas = list(map(layout_schema.from_plain, metas))
             self._layout = MessageLayout({u: layout_schema.from_plain(meta) for u, meta in outputs})
-            self._receiver = self._transport.receiver(self._rank, self._layout.nbytes)
+            self._receiver = self._transport.receiver(
+                self._rank, self._layout.nbytes, 1 + self._num_kept
+            )
             self._views = [self._layout.views(slot) for slot in self._receiver.slots]
-        self._receiver.post(index % NUM_SLOTS)
+        self._receiver.post(len(self._goals) % len(self._views))
+        self._goals.append(goal)
 
-    def take(self, index: int, mode: Mode) -> dict[int, Any]:
-        """The activations that round `index` works on: message `index`, or the one before.
+    def take(self, goal: int, mode: Mode) -> dict[int, Any]:
+        """The activations that this stage works on in a round whose message is posted.
 
-        The model may write into them. Message `index` of a link that is not fresh may be needed
-        once more, by an async round after a sync one, so a sync round gets a copy of it.
+        That is the message of this round, or in an async one, unless the link is fresh, one from
+        before: the last one for the same goal that is kept, or the last one.
+
+        The model may write into them. What may be needed once more is a copy.
         """
         assert self._receiver is not None and self._layout is not None
-        is_before = mode == "async" and not self._is_fresh
-        slot = (index - is_before) % NUM_SLOTS
+        last = len(self._goals) - 1
+        is_of_this_round = mode == "sync" or self._is_fresh
+        number = last
+        if not is_of_this_round:
+            newest = last - self._has_posted
+            kept = range(newest, max(-1, newest - self._num_kept), -1)
+            number = next((n for n in kept if self._goals[n] == goal), newest)
+        slot = number % len(self._views)
         self._receiver.wait(slot)
-        if mode == "sync" and not self._is_fresh:
-            return self._layout.views(self._receiver.slots[slot].clone())
-        return self._views[slot]
+        is_last_use = mode == "async" and self._num_kept == 1 and self._has_posted
+        if self._is_fresh or is_last_use:
+            return self._views[slot]
+        return self._layout.views(self._receiver.slots[slot].clone())
 
     @property
     def nbytes(self) -> int:
-        return 0 if self._layout is None else NUM_SLOTS * self._layout.nbytes
+        return 0 if self._layout is None else len(self._views) * self._layout.nbytes
 
     def drain(self) -> None:
         """Wait for the messages that are still on their way."""
@@ -83,12 +111,13 @@ class Outbox:
         self._sender: Sender | None = None
         self._views: list[dict[int, Any]] = []
         self._first: dict[int, Any] = {}
-        self._slot = 0
+        self._slot = self._num_begun = 0
         self.nbytes = 0
 
-    def begin(self, index: int) -> None:
-        """Prepare for message `index`."""
-        self._slot = index % NUM_SLOTS
+    def begin(self) -> None:
+        """Prepare for the next message."""
+        self._slot = self._num_begun % NUM_SLOTS
+        self._num_begun += 1
         if self._sender is not None:
             self._sender.free(self._slot)
 
@@ -163,16 +192,18 @@ class LaneLinks(Neighbours):
         self._waiting = waiting
         first = load.stage[0][0]
         self._inboxes = {
-            units: Inbox(transport, rank, is_fresh) for rank, units, is_fresh in load.incoming
+            units: Inbox(transport, rank, distance, distance - load.distance, is_fresh)
+            for rank, distance, units, is_fresh in load.incoming
         }
         self._outboxes = [
-            (Outbox(transport, rank), units, is_fresh) for rank, units, is_fresh in load.outgoing
+            (Outbox(transport, rank), units, is_fresh) for rank, _, units, is_fresh in load.outgoing
         ]
+        self._distance = load.distance
         self._early = [inbox for units, inbox in self._inboxes.items() if units[0] < first]
         self._late = [inbox for inbox in self._inboxes.values() if inbox not in self._early]
         self.consumed = frozenset().union(*self._inboxes)
         self._taken: dict[int, Any] = {}
-        self._index = 0
+        self._goals: Sequence[int | None] = ()
         self._mode: Mode = "sync"
         self.turned: tuple[float, float] | None = None
 
@@ -182,24 +213,26 @@ class LaneLinks(Neighbours):
         incoming = sum(inbox.nbytes for inbox in self._inboxes.values())
         return incoming + sum(outbox.nbytes for outbox, *_ in self._outboxes)
 
-    def begin(self, index: int, mode: Mode) -> None:
-        """A round begins."""
-        self._index, self._mode, self.turned = index, mode, None
+    def begin(self, goals: Sequence[int | None], mode: Mode) -> None:
+        """A round begins. `goals`: see requests.Evaluate."""
+        self._goals, self._mode, self.turned = goals, mode, None
         self._post(self._early)
         with self._waiting():
             for outbox, *_ in self._outboxes:
-                outbox.begin(index)
+                outbox.begin()
 
-    def pass_over(self, index: int) -> None:
-        """A round goes by in which this worker has nothing to do."""
-        self._index = index
+    def pass_over(self, goals: Sequence[int | None]) -> None:
+        """A round goes by in which this worker has nothing to do but receive."""
+        self._goals = goals
         self._post([*self._early, *self._late])
 
     def take(self, unit: int) -> Any:
         if unit not in self._taken:
             inbox = next(inbox for units, inbox in self._inboxes.items() if unit in units)
             with self._waiting():
-                self._taken |= inbox.take(self._index, self._mode)
+                goal = self._goals[self._distance]
+                assert goal is not None
+                self._taken |= inbox.take(goal, self._mode)
         return self._taken[unit]
 
     def give(self, unit: int, output: Any) -> None:
@@ -228,7 +261,7 @@ class LaneLinks(Neighbours):
     def _post(self, inboxes: list[Inbox]) -> None:
         with self._waiting():
             for inbox in inboxes:
-                inbox.post(self._index)
+                inbox.post(self._goals)
             longest = max((inbox.metas for inbox in inboxes), key=len, default=[])
         if len(longest) > len(self.metas):
             self.metas = list(longest)

@@ -119,7 +119,7 @@ class Transport:
 
         return Sender(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
 
-    def receiver(self, rank: int, nbytes: int) -> Receiver:
+    def receiver(self, rank: int, nbytes: int, num_slots: int = NUM_SLOTS) -> Receiver:
         """The receiving side of the messages of `nbytes` bytes from worker `rank`."""
         peer = self._peers[rank]
 
@@ -128,7 +128,9 @@ class Transport:
                 return cast(dist.Work, dist.irecv(tensor, rank)).wait
             return peer.receive(raw_bytes(tensor)).result
 
-        return Receiver(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
+        return Receiver(
+            rank, nbytes, self.device, begin, is_direct=self._is_nccl, num_slots=num_slots
+        )
 
     def close(self) -> None:
         """Leave the group."""
@@ -155,19 +157,20 @@ class _Endpoint:
         begin: Begin,
         *,
         is_direct: bool,
+        num_slots: int = NUM_SLOTS,
     ) -> None:
         self._rank = rank
         self._begin = begin
-        self._waits: list[Callable[[], Any] | None] = [None] * NUM_SLOTS
+        self._waits: list[Callable[[], Any] | None] = [None] * num_slots
         self.slots = [
-            torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(NUM_SLOTS)
+            torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(num_slots)
         ]
         self._wire = self.slots
         self._through_host_memory = not is_direct and device.type != "cpu"
         if self._through_host_memory:
             pin = device.type == "cuda"
             self._wire = [
-                torch.empty(nbytes, dtype=torch.uint8, pin_memory=pin) for _ in range(NUM_SLOTS)
+                torch.empty(nbytes, dtype=torch.uint8, pin_memory=pin) for _ in range(num_slots)
             ]
 
     def _start(self, slot: int) -> None:
@@ -197,7 +200,7 @@ class Sender(_Endpoint):
 
     def drain(self) -> None:
         """Wait until everything is sent."""
-        for slot in range(NUM_SLOTS):
+        for slot in range(len(self.slots)):
             self._join(slot)
 
 
@@ -216,5 +219,5 @@ class Receiver(_Endpoint):
 
     def drain(self) -> None:
         """Wait for everything that was posted."""
-        for slot in range(NUM_SLOTS):
+        for slot in range(len(self.slots)):
             self._join(slot)

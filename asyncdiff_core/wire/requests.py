@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..algorithm.schedule import Mode
 from ..errors import ChannelDataError
@@ -31,8 +32,9 @@ Units = Annotated[
     tuple[tuple[Number, Number], ...],
     lambda stage: all(start < stop for start, stop in stage),
 ]
-# Of another worker its rank, the units that cross, and whether the link is fresh.
-LinkFields = tuple[Number, tuple[Number, ...], bool]
+# Of another worker its rank, how many stages before the last one it is, the units that cross, and
+# whether the link is fresh.
+LinkFields = tuple[Number, Number, tuple[Number, ...], bool]
 # The fields of a report.Span.
 SpanFields = tuple[Number, Number, Mode, Seconds, Seconds, Seconds, Seconds]
 
@@ -78,12 +80,13 @@ class Import:
 class Load:
     """Own the units of `stage`, and exchange activations along these links.
 
-    `incoming` and `outgoing` are (rank, units, whether the link is fresh) each, see
-    stages.Link. `lead` is 0, or for an extra copy of the last stage how many evaluations older
-    the output is that it yields.
+    `distance` is how many stages before the last one this one lies. `incoming` and `outgoing` are
+    (rank, distance, units, whether the link is fresh) each, see stages.Link. `lead` is 0, or for an
+    extra copy of the last stage how many evaluations older the output is that it yields.
     """
 
     stage: Units
+    distance: Number = 0
     incoming: tuple[LinkFields, ...] = ()
     outgoing: tuple[LinkFields, ...] = ()
     lead: Number = 0
@@ -121,10 +124,12 @@ class Keep:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run a round.
+    """Run a round, see schedule.Round.
 
-    `inputs` is what InputEncoder made of the inputs of its first evaluation. `variants` has, for
-    each evaluation that the round yields, the leaves of these inputs that its timestep replaces.
+    `evaluation` is the one that the worker works for. `inputs` is what InputEncoder made of the
+    inputs of the round's first evaluation; `change` has the leaves of them that the worker's own
+    time replaces, or is None for a worker that does nothing but receive. `goals` are the rounds for
+    whose results the stages work, the last stage first; None for those that do nothing.
     """
 
     lane: Number
@@ -132,7 +137,8 @@ class Evaluate:
     evaluation: Number
     mode: Mode
     inputs: Annotated[tuple[Any, Any], lambda pair: isinstance(pair[1], dict)]
-    variants: list[dict[Number, Any]]
+    change: dict[Number, Any] | None
+    goals: list[Number | None]
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Annotated:
         kind, condition = arguments
         return _fits(value, kind) and bool(condition(value))
+    if hint is type(None):
+        return value is None
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
     if origin is dict:

@@ -50,10 +50,15 @@ def load_request(plan: ParallelPlan, place: Placement, cuts: Cuts, skips: Skips)
     for link in links_between(stages, skips):
         # Copies of a stage get what it gets, and send nothing.
         if link.target == place.stage and not (link.is_fresh and place.lead):
-            incoming.append((ranks(link.source)[0], link.units, link.is_fresh))
+            source = (ranks(link.source)[0], plan.stages - 1 - link.source)
+            incoming.append((*source, link.units, link.is_fresh))
         if link.source == place.stage and not place.lead:
-            outgoing += [(rank, link.units, link.is_fresh) for rank in ranks(link.target)]
-    return requests.Load(stages[place.stage], tuple(incoming), tuple(outgoing), place.lead)
+            distance = plan.stages - 1 - link.target
+            outgoing += [(rank, distance, link.units, link.is_fresh) for rank in ranks(link.target)]
+    distance = plan.stages - 1 - place.stage
+    return requests.Load(
+        stages[place.stage], distance, tuple(incoming), tuple(outgoing), place.lead
+    )
 
 
 def relative_speeds(workers: Sequence[requests.Ready]) -> list[float]:

@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..algorithm.evaluator import Call, Evaluator, Output
-from ..algorithm.schedule import AsyncSchedule, Round
+from ..algorithm.schedule import AsyncSchedule, Round, Work
 from ..algorithm.stages import Stage
 from ..log import get_logger
 from ..planning.plan import ParallelPlan
@@ -123,6 +123,16 @@ class WorkerGroup(Evaluator):
         """Whether a sampling run is going on."""
         return self._lanes is not None
 
+    @property
+    def num_stages(self) -> int:  # type: ignore[override]
+        """Of one replica."""
+        return self.plan.stages
+
+    @property
+    def is_folded(self) -> bool:  # type: ignore[override]
+        """Whether stages lie around each other. Known once they are loaded."""
+        return any(len(stage) > 1 for stage in self.holdings.stages)
+
     def is_alive(self) -> bool:
         """Whether the group can be used: not broken, and all processes there."""
         return self.members.are_alive()
@@ -166,7 +176,7 @@ class WorkerGroup(Evaluator):
         """Have another schedule in the run that has begun, and has not evaluated anything yet."""
         self.begin_lanes(schedule)
         if self.report is not None:
-            self.report.schedule = _plain_schedule(schedule)
+            self.report.schedule = dataclasses.asdict(schedule)
 
     def keep(self, key: str, payload: Callable[[Stage], Any]) -> None:
         """Have every worker keep what the inputs of this run's evaluations refer to.
@@ -218,7 +228,7 @@ class WorkerGroup(Evaluator):
         self.report = RunReport(
             model=self.source.name,
             plan={},
-            schedule=_plain_schedule(schedule),
+            schedule=dataclasses.asdict(schedule),
             start=time.perf_counter(),
             cold=self.cold,
         )
@@ -240,24 +250,46 @@ class WorkerGroup(Evaluator):
         start = time.perf_counter()
         encoder = self._encoders.setdefault(round_.lane, InputEncoder())
         inputs = call.args, call.kwargs
-        variants = [difference(inputs, call.inputs(sigma)) for sigma in round_.sigmas]
+        last, members = self.plan.stages - 1, []
+        works: list[Work | None] = []
+        for member in self.members:
+            place = member.placement
+            if place.replica == call.replica:
+                members.append(member)
+                works.append(round_.work(last - place.stage, place.lead))
+        changes = {
+            work: None if work is None else difference(inputs, call.inputs(work.target))
+            for work in works
+        }
+        all_work = [round_.work(distance) for distance in range(self.plan.stages)]
         everything = requests.Evaluate(
             lane=round_.lane,
             index=round_.index,
             evaluation=round_.evaluation,
             mode=round_.mode,
             inputs=encoder.encode(*inputs),
-            variants=variants,
+            change=None,
+            goals=[None if work is None else work.goal for work in all_work],
         )
-        members = [m for m in self.members if m.placement.replica == call.replica]
+        # What is the same for several workers is encoded once.
+        made = {
+            work: everything
+            if work is None
+            else dataclasses.replace(everything, evaluation=work.evaluation, change=change)
+            for work, change in changes.items()
+        }
         # The last stage first: its answer is what the sampler waits for.
         ticket = self.members.exchange.post(
-            (member.process, self._for_stage(everything, member.stage))
-            for member in reversed(members)
+            (member.process, self._for_stage(made[work], member.stage))
+            for member, work in reversed(list(zip(members, works, strict=True)))
         )
         self.members.tickets.add(ticket)
-        yielding = [m for m in members if m.placement.stage == self.plan.stages - 1]
-        yielding = sorted(yielding, key=lambda m: -m.placement.lead)[-len(variants) :]
+        yielding = [
+            m
+            for m in members
+            if m.placement.stage == last and m.placement.lead < len(round_.targets)
+        ]
+        yielding.sort(key=lambda m: -m.placement.lead)
         return [
             functools.partial(self._output, member, ticket, round_, number, start)
             for number, member in enumerate(yielding)
@@ -319,10 +351,6 @@ class WorkerGroup(Evaluator):
             for member, answer in zip(self.members, answers, strict=True)
         ]
         return report
-
-
-def _plain_schedule(schedule: AsyncSchedule) -> dict[str, Any]:
-    return {"warm_up": schedule.warm_up, "time_shift": schedule.time_shift}
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -188,17 +188,13 @@ class Worker:
             links = LaneLinks(self._transport, load, self.waiting)
             self._lanes[request.lane] = InputDecoder(self._device), links
         decoder, links = self._lanes[request.lane]
-        variant = len(request.variants) - 1 - load.lead
-        is_needed = variant >= 0
-        args, kwargs = decoder.decode(
-            request.inputs, request.variants[variant] if is_needed else None
-        )
-        if not is_needed:
-            links.pass_over(request.index)
-            return  # a copy of the last stage that this round has no use for
+        args, kwargs = decoder.decode(request.inputs, request.change)
+        if request.change is None:
+            links.pass_over(request.goals)
+            return  # this round has no use for it
         mode = request.mode
         waited = self.waiting.seconds
-        links.begin(request.index, mode)
+        links.begin(request.goals, mode)
         if self._is_new:
             self._model.verify()
         result = self._model.staged.run_stage(
@@ -211,12 +207,13 @@ class Worker:
         if result is not None:
             # Before the bookkeeping below: the sampler waits for it.
             self._channel.send(to_wire(requests.Result(result, links.nbytes), self._ticket))
-        index = request.evaluation + variant
 
         def span(start: float, waited: float, computed: float, until: float, end: float) -> None:
             wait = until - waited
             compute = computed - start - wait
-            self._spans.append(Span(index, request.lane, mode, start, wait, compute, end))
+            self._spans.append(
+                Span(request.evaluation, request.lane, mode, start, wait, compute, end)
+            )
 
         if links.turned is not None:
             turned, until = links.turned

@@ -9,6 +9,7 @@ from typing import Any
 
 import comfy.sample
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
 from asyncdiff_core.algorithm.oracle import Message, Oracle
@@ -16,7 +17,7 @@ from asyncdiff_core.algorithm.schedule import AsyncSchedule, Round
 from asyncdiff_core.algorithm.stage import StagedModel
 from asyncdiff_core.algorithm.stages import Stage
 from asyncdiff_core.algorithm.trunk import Trunk
-from asyncdiff_core.comfyui.model.calls import ModelCall
+from asyncdiff_core.comfyui.model.calls import ModelCall, with_sampled
 from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of
 from asyncdiff_core.comfyui.model.loading import Loader
 from asyncdiff_core.comfyui.model.skeleton import make_remote
@@ -110,6 +111,7 @@ class Bench:
             return
         evaluate = _Evaluation(self, setting, drift)
         make_remote(self._network, evaluate)
+        model.add_wrapper(WrappersMP.APPLY_MODEL, with_sampled)
         try:
             yield model
         finally:
@@ -126,7 +128,7 @@ class Bench:
 
     def oracle(self, stages: tuple[Stage, ...], setting: Setting, drift: Drift) -> Oracle:
         oracle = Oracle(self._staged, stages, setting.stride, drift.observe)
-        oracle.begin_run(AsyncSchedule(setting.warm_up, setting.time_shift))
+        oracle.begin_run(AsyncSchedule(setting.warm_up, setting.time_shift, setting.prediction))
         return oracle
 
 
@@ -135,7 +137,9 @@ class _Evaluation:
 
     def __init__(self, bench: Bench, setting: Setting, drift: Drift) -> None:
         self._bench, self._setting, self._drift = bench, setting, drift
-        self._forecaster = Forecaster(bench.model.get_model_object("model_sampling"))
+        self._forecaster = Forecaster(
+            bench.model.get_model_object("model_sampling"), predicts=setting.prediction
+        )
         self._oracle: Oracle | None = None
         self._done: dict[Any, list[torch.Tensor]] = {}  # for the reference's schedule
 

@@ -13,7 +13,7 @@ WARM_UPS = (1, 2, 3, 5, 9)
 
 FORM = re.compile(
     r"N(?P<stages>\d+) S(?P<stride>\d+)( R(?P<replicas>\d+))? w(?P<warm_up>\d+)(?P<shift> shift)?"
-    r"(?P<reference> reference)?|(?P<steps>\d+) steps"
+    r"(?P<prediction> draft)?(?P<reference> reference)?|(?P<steps>\d+) steps"
 )
 
 
@@ -22,8 +22,8 @@ class Setting:
     """One way to sample.
 
     Attributes:
-        stages, stride, replicas, warm_up, time_shift: of AsyncDiff; one stage without stride is the
-            stock sampler, or CFG replicas of it.
+        stages, stride, replicas, warm_up, time_shift, prediction: of AsyncDiff; one stage without
+            stride is the stock sampler, or CFG replicas of it.
         steps: if given, the stock sampler with so many steps: what one can do without AsyncDiff.
         is_reference: follow the reference implementation where its schedule differs: with a
             stride of 2 and an even warm-up, the first evaluation after the warm-up repeats the
@@ -37,6 +37,7 @@ class Setting:
     time_shift: bool = False
     steps: int | None = None
     is_reference: bool = False
+    prediction: bool = False
 
     @classmethod
     def parse(cls, name: str) -> Setting:
@@ -57,6 +58,7 @@ class Setting:
             warm_up=int(match["warm_up"]),
             time_shift=bool(match["shift"]),
             is_reference=bool(match["reference"]),
+            prediction=bool(match["prediction"]),
         )
 
     @property
@@ -64,7 +66,8 @@ class Setting:
         if self.steps is not None:
             return f"{self.steps} steps"
         replicas = f" R{self.replicas}" if self.replicas > 1 else ""
-        ends = " shift" * self.time_shift + " reference" * self.is_reference
+        ends = " shift" * self.time_shift + " draft" * self.prediction
+        ends += " reference" * self.is_reference
         return f"N{self.stages} S{self.stride}{replicas} w{self.warm_up}{ends}"
 
     @property

@@ -49,10 +49,10 @@ def samples() -> list[bytes]:
     sent: list[Any] = [
         requests.MeasureCosts((x, x[0]), {"context": x}),
         requests.Import("/pack.part", "/pack", "/pack/__init__.py"),
-        requests.Load(((0, 3),), ((0, (1, 2), False),), ((1, (2,), True),)),
+        requests.Load(((0, 3),), 1, ((0, 2, (1, 2), False),), ((1, 0, (2,), True),)),
         requests.Unload(),
         requests.Patch({"key": (1.0, x)}),
-        requests.Evaluate(0, 0, 0, "sync", ((x, x[0]), {"context": x.half()}), [{}]),
+        requests.Evaluate(0, 0, 0, "sync", ((x, x[0]), {"context": x.half()}), {}, [0]),
         requests.EndRun(),
         requests.Ready(1234, "cpu x1", 1e9, 0),
         requests.Costs((1.0, 2.0)),

@@ -111,7 +111,7 @@ def test_modes_may_alternate(shared_group: Any, name: str, num_stages: int) -> N
     """Where sigma jumps up, a lane goes back to a synchronous evaluation."""
     sigmas = (9.0, 8.0, 7.0, 8.0, 9.0, 1.0, 2.0, 1.0, 0.5, 0.8, 0.3, 0.1)
     calls = [
-        one._replace(forecast=Forecast(sigmas[i // 2], (), lambda sigma: ((), {})))
+        one._replace(forecast=Forecast(sigmas[i // 2], (), lambda *_: ((), {})))
         for i, one in enumerate(unbatched(name, 12))
     ]
     outputs, report = run(shared_group(name, num_stages), AsyncSchedule(), calls)

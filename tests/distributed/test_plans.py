@@ -32,7 +32,9 @@ def inputs(name: str, step: int, sigma: float) -> Inputs:
 def call(name: str, step: int, sigmas: list[float], i: int, replica: int) -> Call:
     """Evaluation `i` of the replica's lane."""
     noise = step + 100 * replica
-    forecast = Forecast(sigmas[i], tuple(sigmas[i + 1 :]), lambda sigma: inputs(name, noise, sigma))
+    forecast = Forecast(
+        sigmas[i], tuple(sigmas[i + 1 :]), lambda sigma, _: inputs(name, noise, sigma)
+    )
     return Call(f"cond {replica}", *inputs(name, noise, sigmas[i]), forecast, replica)
 
 
@@ -98,7 +100,7 @@ def test_a_sampler_that_allows_no_stride(placed: tuple[str, WorkerGroup]) -> Non
     def at(i: int) -> Call:
         sigma = evaluated[i]
         coming = tuple(listed[listed.index(sigma) + 1 :]) if sigma in listed else None
-        forecast = Forecast(sigma, coming, lambda other: inputs(name, i, other))
+        forecast = Forecast(sigma, coming, lambda other, _: inputs(name, i, other))
         return Call("lane", *inputs(name, i, sigma), forecast)
 
     with torch.inference_mode():

@@ -90,7 +90,7 @@ def test_the_coming_sigmas_are_those_behind_this_one() -> None:
 
 def test_inputs_at_another_sigma() -> None:
     forecast = call(1.0, [1.0, 0.5, 0.0])
-    args, kwargs = forecast.at(0.5)
+    args, kwargs = forecast.at(0.5, None)
     assert torch.equal(args[1], torch.tensor([500.0, 500.0]))
     assert torch.equal(kwargs["transformer_options"]["sigmas"], torch.tensor([0.5]))
 
@@ -104,7 +104,7 @@ def test_a_timestep_of_its_own_kind_is_not_foreseen() -> None:
 def test_the_timestep_of_the_audio_goes_along() -> None:
     forecast = call(1.0, [1.0, 0.5, 0.0], audio=SAME)
     assert forecast.coming == (0.5,)
-    assert torch.equal(forecast.at(0.5)[1][AUDIO], torch.tensor([500.0, 500.0]))
+    assert torch.equal(forecast.at(0.5, None)[1][AUDIO], torch.tensor([500.0, 500.0]))
     masked = call(1.0, [1.0, 0.5, 0.0], audio=torch.zeros(2, 3, 1))
     assert masked.coming is None
 

@@ -74,7 +74,7 @@ def by_oracle(stages: Stages, schedule: AsyncSchedule, stride: int = 1) -> list[
     outputs = []
     for i, sigma in enumerate(SIGMAS):
 
-        def at(sigma: float, i: int = i) -> Inputs:
+        def at(sigma: float, latent: Any = None, i: int = i) -> Inputs:
             return (x_at(i), t_at(sigma)), {}
 
         forecast = Forecast(sigma, tuple(SIGMAS[i + 1 :]), at)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pickle
 import pickletools
+import types
 import typing
 from typing import Any
 
@@ -31,15 +32,18 @@ EXAMPLES = [
     requests.Import("/packs/one.nodes.attention", "/packs/one", "/packs/one/__init__.py"),
     requests.Load(
         ((2, 5), (7, 9)),
-        ((0, (0, 1), False),),
-        ((2, (4,), True), (3, (2, 4), False)),
+        1,
+        ((0, 2, (0, 1), False),),
+        ((2, 0, (4,), True), (3, 0, (2, 4), False)),
         lead=1,
     ),
     requests.Unload(),
     requests.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
     requests.Compile(b"settings"),
     requests.Keep("0", (b"code", [torch.rand(2)])),
-    requests.Evaluate(1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), [{}, {1: torch.rand(1)}]),
+    requests.Evaluate(
+        1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), {1: torch.rand(1)}, [4, None]
+    ),
     requests.EndRun(),
     requests.Stop(),
     requests.Ready(1234, "cpu x1", 1.5e10, 1 << 36, ("/ComfyUI", "/lib")),
@@ -123,6 +127,8 @@ WRONG = {
     list: {},
     tuple: 3,
     typing.Literal: "nonsense",
+    types.UnionType: "neither",
+    typing.Union: "neither",
 }
 
 
@@ -157,15 +163,19 @@ def test_a_wrong_field_is_named(message: Any, name: str, wrong: Any) -> None:
         (requests.Evaluate, {"mode": "nonsense"}),
         (requests.Evaluate, {"mode": "Async"}),
         (requests.Evaluate, {"lane": -1}),
-        (requests.Evaluate, {"variants": [{"1": 0}]}),
-        (requests.Evaluate, {"variants": [{-1: 0}]}),
+        (requests.Evaluate, {"change": {"1": 0}}),
+        (requests.Evaluate, {"change": {-1: 0}}),
+        (requests.Evaluate, {"change": [{}]}),
+        (requests.Evaluate, {"goals": [4, -1]}),
+        (requests.Evaluate, {"goals": [4, False]}),
+        (requests.Evaluate, {"goals": None}),
         (requests.Evaluate, {"inputs": (1, 2)}),
         (requests.Evaluate, {"index": 2**70}),
         (requests.Evaluate, {"index": True}),
         (requests.Load, {"stage": ((5, 2),)}),
         (requests.Load, {"stage": ((1, 2, 3),)}),
-        (requests.Load, {"incoming": ((0, (1,)),)}),
-        (requests.Load, {"outgoing": ((0, (1,), 1),)}),
+        (requests.Load, {"incoming": ((0, (1,), True),)}),
+        (requests.Load, {"outgoing": ((0, 0, (1,), 1),)}),
         (requests.Load, {"lead": -1}),
         (requests.Configure, {"num_threads": 0}),
         (requests.Configure, {"backend": "gloo"}),

@@ -263,7 +263,7 @@ def test_nothing_is_left_of_a_run() -> None:
 
     first = run()
     assert equal(run(), first)
-    assert not oracle._messages and not oracle._metas
+    assert not oracle._sent and not oracle._metas
 
 
 def test_the_inputs_are_left_alone() -> None:

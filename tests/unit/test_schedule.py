@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, AsyncSchedule, Lane, Lanes, Round
+from asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, HERE, AsyncSchedule, Lane, Lanes, Round
 from asyncdiff_core.errors import ScheduleError
 
 
@@ -37,7 +37,7 @@ def test_every_evaluation_is_one_round_on_its_own_inputs() -> None:
     lane = Lanes(AsyncSchedule(warm_up=2)).lane("a")
     for i, sigma in enumerate((9.0, 7.0, 5.0, 3.0)):
         mode = "sync" if i < 2 else "async"
-        assert lane.next_round(sigma, (2.0, 1.0)) == Round(0, i, i, mode, (None,))
+        assert lane.next_round(sigma, (2.0, 1.0)) == Round(0, i, i, mode, (HERE,))
 
 
 def test_where_sigma_jumps_up_the_lane_is_synchronised_again() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
 from asyncdiff_core.algorithm.oracle import Oracle
-from asyncdiff_core.algorithm.schedule import AsyncSchedule, Lane, Lanes
+from asyncdiff_core.algorithm.schedule import HERE, AsyncSchedule, Lane, Lanes, Target
 from asyncdiff_core.algorithm.stage import StagedModel
 from asyncdiff_core.algorithm.trunk import Trunk
 from harness.cuts import chain
@@ -34,7 +34,7 @@ def t_at(sigma: float) -> torch.Tensor:
 
 
 def forecast(i: int, sigmas: list[float]) -> Forecast:
-    def at(sigma: float) -> Inputs:
+    def at(sigma: float, latent: Any) -> Inputs:
         return (x_at(i), t_at(sigma)), {}
 
     return Forecast(sigmas[i], tuple(sigmas[i + 1 :]), at)
@@ -112,8 +112,8 @@ def rounds(sigmas: list[float], listed: list[float], stride: int, warm_up: int =
         at = listed.index(sigma) + 1 if sigma in listed else None
         coming = None if at is None else tuple(listed[at:])
         round_ = lane.next_round(sigma, coming)
-        found.append((round_.evaluation, round_.mode, len(round_.sigmas)))
-        lane.hold([object()] * (len(round_.sigmas) - 1), coming or ())
+        found.append((round_.evaluation, round_.mode, len(round_.targets)))
+        lane.hold([object()] * (len(round_.targets) - 1), coming or ())
     return [*found, lane.refused_stride]
 
 
@@ -178,11 +178,11 @@ def test_a_jump_up_synchronises_and_keeps_the_stride() -> None:
 def test_a_stride_needs_a_forecast() -> None:
     lane = Lanes(AsyncSchedule(1), stride=3).lane("a")
     lane.next_round(None, None)
-    assert lane.next_round(None, None).sigmas == (None,)
+    assert lane.next_round(None, None).targets == (HERE,)
     assert lane.refused_stride
 
 
 def test_time_shift_uses_the_timestep_before() -> None:
     lane = Lane(0, AsyncSchedule(1, time_shift=True), stride=3)
-    assert lane.next_round(9.0, (6.0, 4.0, 2.0)).sigmas == (None,)
-    assert lane.next_round(6.0, (4.0, 2.0, 1.0)).sigmas == (9.0, None, 4.0)
+    assert lane.next_round(9.0, (6.0, 4.0, 2.0)).targets == (HERE,)
+    assert lane.next_round(6.0, (4.0, 2.0, 1.0)).targets == (Target(9.0), HERE, Target(4.0))

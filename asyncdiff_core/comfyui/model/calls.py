@@ -16,6 +16,26 @@ from torch.utils import _pytree as pytree
 
 from ...algorithm.evaluator import Inputs
 
+# In transformer_options, the latent as the sampler evaluates it.
+SAMPLED = "asyncdiff_sampled"
+
+
+def with_sampled(executor: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A wrapper around ComfyUI's `apply_model`: a skeleton finds the latent in its options.
+
+    They are the fifth argument behind the latent, or go by their name.
+    """
+    if len(args) > _OPTIONS:
+        options = {**args[_OPTIONS], SAMPLED: x}
+        args = (*args[:_OPTIONS], options, *args[_OPTIONS + 1 :])
+    else:
+        kwargs = {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {})}}
+        kwargs["transformer_options"][SAMPLED] = x
+    return executor(x, *args, **kwargs)
+
+
+_OPTIONS = 4  # behind the latent come t, c_concat, c_crossattn and control
+
 
 @dataclass(frozen=True)
 class ModelCall:
@@ -25,11 +45,14 @@ class ModelCall:
         x: the latent that it gets; a list of them where a model has several (video and audio).
         options: its transformer_options.
         inputs_with: gives the arguments of its entry method with other options in their place.
+        sampled: the latent as the sampler evaluates it, before it is scaled for the model, with the
+            batch of `x`; None where that is not known.
     """
 
     x: Any
     options: dict[str, Any]
     inputs_with: Callable[[Any], Inputs]
+    sampled: torch.Tensor | None = None
 
     @property
     def inputs(self) -> Inputs:
@@ -62,7 +85,7 @@ class ModelCall:
 
     def with_options(self, options: dict[str, Any]) -> ModelCall:
         """The same call with other options."""
-        return ModelCall(self.x, options, self.inputs_with)
+        return ModelCall(self.x, options, self.inputs_with, self.sampled)
 
     def of_chunks(self, chunks: Sequence[int]) -> ModelCall:
         """The call as ComfyUI would make it for a batch of these chunks alone.
@@ -78,7 +101,8 @@ class ModelCall:
         size = self.latent.shape[0] // len(self.conds)
         rows = torch.tensor([chunk * size + row for chunk in chunks for row in range(size)])
         x = pytree.tree_map(lambda part: part[rows.to(part.device)], self.x)
-        return ModelCall(x, options, _rows_of(self.inputs_with, rows))
+        sampled = None if self.sampled is None else self.sampled[rows.to(self.sampled.device)]
+        return ModelCall(x, options, _rows_of(self.inputs_with, rows), sampled)
 
 
 class _Opaque:

@@ -17,7 +17,7 @@ import torch
 from ...algorithm.evaluator import Inputs
 from ...workers.memory import give_memory_back
 from .absent import make_absent
-from .calls import ModelCall
+from .calls import SAMPLED, ModelCall
 from .layouts import entry_of, host_parts_of, position_of
 from .loading import (
     QUANTISATION,
@@ -76,12 +76,15 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Callable[[ModelCall]
         is_positional = index < len(args)
         options = args[index] if is_positional else kwargs.get("transformer_options", {})
 
+        options = dict(options)
+        sampled = options.pop(SAMPLED, None)
+
         def inputs_with(options: dict[str, Any]) -> Inputs:
             if is_positional:
                 return (*args[:index], options, *args[index + 1 :]), kwargs
             return args, {**kwargs, "transformer_options": options}
 
-        return evaluate(ModelCall(args[0], options, inputs_with))
+        return evaluate(ModelCall(args[0], options, inputs_with, sampled))
 
     model = weakref.ref(diffusion_model)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ...algorithm.evaluator import Forecast, Inputs
+from ...algorithm.prediction import Latent
 from ..model.calls import ModelCall
 
 AUDIO = "a_timestep"  # LTX-2 gets a second timestep, which differs where only one part is masked
@@ -16,11 +18,13 @@ class Forecaster:
     """Makes the Forecast of every evaluation of one sampling run.
 
     Args:
-        model_sampling: ComfyUI's, which turns sigmas into timesteps.
+        model_sampling: ComfyUI's, which turns sigmas into timesteps, and scales latents.
+        predicts: tell latents as well.
     """
 
-    def __init__(self, model_sampling: Any) -> None:
-        self._timestep = model_sampling.timestep
+    def __init__(self, model_sampling: Any, *, predicts: bool = False) -> None:
+        self._predicts = predicts
+        self._model_sampling = model_sampling
         # sigma -> the timestep that was evaluated with it, and the audio's, by the batch's shape
         self._seen: dict[tuple[float, torch.Size], tuple[torch.Tensor, torch.Tensor | None]] = {}
 
@@ -46,7 +50,7 @@ class Forecaster:
             if sigma in steps:
                 coming = tuple(steps[steps.index(sigma) + 1 :])
 
-        def at(other: float) -> Inputs:
+        def at(other: float, latent: Latent | None) -> Inputs:
             sigmas = torch.full_like(options["sigmas"], other)
             args, kwargs = call.inputs_with({**options, "sigmas": sigmas})
             shape = timestep.shape
@@ -54,14 +58,50 @@ class Forecaster:
             at_other, audio = seen if seen is not None else (self._of(other, timestep),) * 2
             if AUDIO in kwargs:
                 kwargs = {**kwargs, AUDIO: audio}
-            return (args[0], at_other, *args[2:]), kwargs
+            x = args[0] if latent is None else self._input(other, latent[0], args[0])
+            return (x, at_other, *args[2:]), kwargs
 
-        return Forecast(sigma, coming, at)
+        return Forecast(sigma, coming, at, self._replaceable(call, sigma, args[0]))
+
+    def _replaceable(self, call: ModelCall, sigma: float, x: Any) -> Latent | None:
+        """The latent of a call if the model's input can be made of it, and so of a draft of it.
+
+        A wrapper or a class of models may make it in another way.
+        """
+        sampled = call.sampled
+        if not self._predicts or sampled is None or sampled.dtype != torch.float32:
+            return None
+        try:
+            made = self._input(sigma, sampled, x)
+        except (RuntimeError, ValueError, IndexError):
+            return None
+        same = pytree.tree_map(torch.equal, made, x) if _shapes(made) == _shapes(x) else False
+        return (sampled,) if all(pytree.tree_leaves(same)) else None
+
+    def _input(self, sigma: float, latent: torch.Tensor, like: Any) -> Any:
+        """What the model gets for a latent at `sigma`, where for another one it gets `like`.
+
+        Behind the channels of the latent come those that do not change in a run: a mask, a picture.
+        Several latents in one (video and audio) are taken apart.
+        """
+        sigmas = torch.full(latent.shape[:1], sigma, dtype=torch.float32, device=latent.device)
+        x = self._model_sampling.calculate_input(sigmas, latent)
+        if isinstance(like, list):
+            sizes = [part[0].numel() for part in like]
+            parts = x.reshape(len(x), -1).split(sizes, dim=1)
+            return [p.reshape(b.shape).to(b.dtype) for p, b in zip(parts, like, strict=True)]
+        more = like[:, x.shape[1] :]
+        x = torch.cat([x.to(like.device), more.to(x.dtype)], dim=1) if more.shape[1] else x
+        return x.to(like.device, like.dtype)
 
     def _is_foreseeable(self, sigma: float, timestep: torch.Tensor) -> bool:
         return timestep.ndim == 1 and torch.equal(self._of(sigma, timestep), timestep)
 
     def _of(self, sigma: float, like: torch.Tensor) -> torch.Tensor:
         sigmas = torch.full(like.shape, sigma, dtype=torch.float32, device=like.device)
-        timestep: torch.Tensor = self._timestep(sigmas).float()
+        timestep: torch.Tensor = self._model_sampling.timestep(sigmas).float()
         return timestep.to(like.dtype)
+
+
+def _shapes(tree: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in pytree.tree_leaves(tree)]

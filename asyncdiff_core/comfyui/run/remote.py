@@ -196,7 +196,7 @@ class RemoteModel:
             hooks=hooks,
             objects=objects or {},
             compilation=compilation,
-            forecaster=Forecaster(self._base_model.model_sampling),
+            forecaster=Forecaster(self._base_model.model_sampling, predicts=schedule.prediction),
         )
 
     def evaluate(self, call: ModelCall) -> Any:
