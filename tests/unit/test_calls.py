@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
-from asyncdiff_core.comfyui.model.calls import ModelCall, gather, scatter
+from asyncdiff_core.comfyui.model.calls import (
+    SAMPLED,
+    ModelCall,
+    gather,
+    scatter,
+    with_sampled,
+)
 from asyncdiff_core.comfyui.run.forecast import AUDIO, Forecaster
 
 
@@ -68,6 +75,9 @@ class Sampling:
     def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
         return sigma * 1000
 
+    def calculate_input(self, sigma: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return x / (sigma.view(-1, *[1] * (x.ndim - 1)) ** 2 + 1) ** 0.5
+
 
 def call(
     sigma: float, listed: list[float], timestep: torch.Tensor | None = None, audio: Any = None
@@ -112,3 +122,89 @@ def test_the_timestep_of_the_audio_goes_along() -> None:
 def test_no_sigma_no_forecast() -> None:
     unknown = ModelCall(torch.zeros(2, 4), {}, lambda options: ((), {}))
     assert Forecaster(Sampling()).forecast(unknown) is None
+
+
+# Latents as the sampler has them ----------------------------------------------------------------
+
+
+def with_latent(x: Any, sampled: torch.Tensor | None, *, predicts: bool = True) -> Any:
+    """The forecast for a model's input `x` that was made of `sampled` at sigma 0.5."""
+    options = {"sigmas": torch.tensor([0.5])}
+
+    def inputs_with(options: Any) -> Any:
+        return (x, torch.full((2,), 500.0)), {"transformer_options": options}
+
+    call = ModelCall(x, options, inputs_with, sampled)
+    return Forecaster(Sampling(), predicts=predicts).forecast(call)
+
+
+def scaled(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    return Sampling().calculate_input(torch.full((2,), sigma), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_draft_is_scaled_for_its_sigma(dtype: torch.dtype) -> None:
+    sampled, draft = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    forecast = with_latent(scaled(sampled, 0.5).to(dtype), sampled)
+    assert forecast.latent[0] is sampled
+    (x, t), _ = forecast.at(0.25, (draft,))
+    assert torch.equal(x, scaled(draft, 0.25).to(dtype)) and t[0] == 250.0
+    (x, _), _ = forecast.at(0.25, None)
+    assert torch.equal(x, scaled(sampled, 0.5).to(dtype))
+
+
+def test_channels_behind_those_of_the_latent_stay() -> None:
+    """A mask, or the picture to go on with."""
+    sampled, draft, more = torch.randn(2, 4, 3), torch.randn(2, 4, 3), torch.randn(2, 5, 3).half()
+    x = torch.cat([scaled(sampled, 0.5).half(), more], dim=1)
+    forecast = with_latent(x, sampled)
+    (x, _), _ = forecast.at(0.25, (draft,))
+    assert torch.equal(x, torch.cat([scaled(draft, 0.25).half(), more], dim=1))
+
+
+def test_video_and_audio_are_one_latent_of_the_sampler() -> None:
+    sampled, draft = torch.randn(2, 1, 20), torch.randn(2, 1, 20)
+
+    def apart(x: torch.Tensor) -> list[torch.Tensor]:
+        return [x[:, 0, :12].reshape(2, 3, 4), x[:, 0, 12:].reshape(2, 2, 4)]
+
+    forecast = with_latent(apart(scaled(sampled, 0.5)), sampled)
+    (x, _), _ = forecast.at(0.25, (draft,))
+    assert all(map(torch.equal, x, apart(scaled(draft, 0.25))))
+
+
+@pytest.mark.parametrize("what", ["scaled otherwise", "half", "other shape", "unknown", "off"])
+def test_what_the_input_cannot_be_made_of_is_not_told(what: str) -> None:
+    """So nothing is predicted, rather than something else."""
+    sampled: torch.Tensor | None = torch.randn(2, 4, 3)
+    x = scaled(sampled, 0.5)
+    if what == "scaled otherwise":
+        x = x * 1.001
+    if what == "other shape":
+        x = x[:, :3]
+    if what == "half":
+        sampled = sampled.half()
+    if what == "unknown":
+        sampled = None
+    assert with_latent(x, sampled, predicts=what != "off").latent is None
+
+
+def test_a_part_of_the_batch_has_its_part_of_the_latent() -> None:
+    sampled = torch.randn(4, 4, 3)
+    options = {"sigmas": torch.tensor([0.5]), "cond_or_uncond": [0, 1], "uuids": ["a", "b"]}
+    whole = ModelCall(sampled, options, lambda options: ((sampled,), {}), sampled)
+    part = whole.of_chunks([1])
+    assert part.sampled is not None and torch.equal(part.sampled, sampled[2:])
+
+
+def test_the_wrapper_puts_the_latent_into_the_options() -> None:
+    def apply_model(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    x = torch.randn(2, 4)
+    given = {"a": 1}
+    args, kwargs = with_sampled(apply_model, x, "t", transformer_options=given)
+    assert (args, kwargs) == (("t",), {"transformer_options": {"a": 1, SAMPLED: x}})
+    args, kwargs = with_sampled(apply_model, x, "t", None, None, None, given)
+    assert (args, kwargs) == (("t", None, None, None, {"a": 1, SAMPLED: x}), {})
+    assert given == {"a": 1}
