@@ -1,9 +1,9 @@
-"""Damaged and hostile messages on the control channel, in both directions.
+"""Damaged and hostile requests and answers on the control channel, in both directions.
 
 Toward ComfyUI: a real WorkerProcess whose worker is replaced by a program that only stands still;
 the bytes are written into its end of the channel from outside. Toward a worker: bytes for the
-function that its reading thread calls, and then, for a real worker, messages that are well-formed
-and make no sense. Allowed are a message that is none the worse, an answer `Failed`, the errors of
+function that its reading thread calls, and then, for a real worker, requests that are well-formed
+and make no sense. Allowed are a request that is none the worse, an answer `Failed`, the errors of
 this project, and, for a worker, ending in good order.
 """
 
@@ -64,7 +64,7 @@ def samples() -> list[bytes]:
         requests.Beat(7, "computing", 8),
         requests.Failed("something"),
     ]
-    return [frame(to_wire(message, ticket)) for ticket, message in enumerate(sent)]
+    return [frame(to_wire(request, ticket)) for ticket, request in enumerate(sent)]
 
 
 def frame(wire: Any) -> bytes:
@@ -118,13 +118,13 @@ def _pickled(value: Any) -> bytes:
 
 
 def nonsense(chance: random.Random) -> Any:
-    """Plain data as a message could be, but is not."""
+    """Plain data as a request could be, but is not."""
     values: list[Any] = [
         *(None, True, -1, 2**70, 2**1000, float("nan"), "text", b"bytes", [], {}, ()),
         torch.zeros(0),
         *("sync", [("a", 1)], {"lane": 3}, ((1, 2), {}), "os:system", torch.zeros(2, 3)),
     ]
-    names = [*requests._TYPES, "NoSuchMessage", "__class__", "", 3, None]
+    names = [*requests._TYPES, "NoSuchRequest", "__class__", "", 3, None]
     name = chance.choice(names)
     fields = tuple(chance.choice(values) for _ in range(chance.choice((0, 1, 2, 3, 5, 6, 10))))
     wire = (name, chance.choice((0, 1, -1, 2**40, "ticket", None)), fields)
@@ -135,7 +135,7 @@ def nonsense(chance: random.Random) -> Any:
 
 
 def to_host(count: int, seed: int, folder: Path) -> Counter[str]:
-    """What became of `count` damaged messages from a worker.
+    """What became of `count` damaged answers from a worker.
 
     Raises:
         AssertionError: one of them led to anything else than an error of the project's.
@@ -161,7 +161,7 @@ def to_host(count: int, seed: int, folder: Path) -> Counter[str]:
 def _host_takes(worker: WorkerProcess, data: bytes, ends: bool) -> str:
     (seen,) = _seen(worker)
     write_into(seen.pid, seen.control, data)
-    if ends:  # otherwise the rest of the message is waited for
+    if ends:  # otherwise the rest of it is waited for
         worker._process.kill()
     try:
         while True:
@@ -186,10 +186,10 @@ def _seen(worker: WorkerProcess) -> list[Any]:
 
 
 def to_reader(count: int, seed: int, folder: Path) -> Counter[str]:
-    """What the function that a worker's reading thread calls makes of `count` damaged messages.
+    """What the function that a worker's reading thread calls makes of `count` damaged requests.
 
     Raises:
-        AssertionError: anything else than a message or an error of the project's.
+        AssertionError: anything else than a request or an error of the project's.
     """
     chance, frames, found = random.Random(seed), samples(), Counter[str]()
     with _canary(folder) as canary:
@@ -203,7 +203,7 @@ def to_reader(count: int, seed: int, folder: Path) -> Counter[str]:
                 try:
                     while True:
                         from_wire(channel.receive(PATIENCE))
-                        found["message"] += 1
+                        found["request"] += 1
                 except AsyncDiffError as error:
                     found[type(error).__name__] += 1
                 finally:
@@ -212,9 +212,9 @@ def to_reader(count: int, seed: int, folder: Path) -> Counter[str]:
 
 
 def to_worker(count: int, seed: int, folder: Path) -> Counter[str]:
-    """What a real worker makes of `count` messages that are well-formed and make no sense.
+    """What a real worker makes of `count` requests that are well-formed and make no sense.
 
-    One that is ended by them is started again. The last message is not even well-formed.
+    One that is ended by them is started again. The last request is not even well-formed.
 
     Raises:
         AssertionError: it was ended by a signal, or neither answered nor ended.
@@ -225,26 +225,26 @@ def to_worker(count: int, seed: int, folder: Path) -> Counter[str]:
         with _worker(folder) as worker:
             while left > 0 and worker.is_alive():
                 left -= 1
-                found[_worker_takes(worker, _message(chance))] += 1
+                found[_worker_takes(worker, _request(chance))] += 1
             if not left and worker.is_alive():
                 assert _worker_takes(worker, ("Beat", 1, ("many",))) == ENDED
     return found
 
 
-def _message(chance: random.Random) -> Any:
+def _request(chance: random.Random) -> Any:
     """One that the reading thread takes, with nonsense in its fields."""
     while True:
         wire = nonsense(chance)
         try:
-            message, _ = from_wire(wire)
+            request, _ = from_wire(wire)
         except AsyncDiffError:
             continue
-        if not isinstance(message, requests.Stop):
+        if not isinstance(request, requests.Stop):
             return wire
 
 
 def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
-    """Send one message, and then one that has an answer, so that the answer marks its end."""
+    """Send one request, and then one that has an answer, so that the answer marks its end."""
     end = 10**6
     try:
         worker.send_frame(encode_frame(wire), HANG_SECONDS)
@@ -252,11 +252,11 @@ def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
         answer = "nothing"
         deadline = time.monotonic() + HANG_SECONDS
         while time.monotonic() < deadline:
-            message, ticket = worker.receive(HANG_SECONDS)
+            request, ticket = worker.receive(HANG_SECONDS)
             if ticket == end:
                 return answer
-            if not isinstance(message, requests.Beat):
-                answer = type(message).__name__
+            if not isinstance(request, requests.Beat):
+                answer = type(request).__name__
         raise AssertionError(f"no answer to {wire}")
     except AsyncDiffError:
         code = worker._process.wait(HANG_SECONDS)
@@ -295,4 +295,4 @@ def _canary(folder: Path) -> Iterator[Path]:
     """A file that a hostile pickle makes if its command is run."""
     canary = folder / "canary"
     yield canary
-    assert not canary.exists(), "a command in a message was run"
+    assert not canary.exists(), "a command in a request was run"

@@ -21,10 +21,10 @@ def test_bytes_from_a_worker(tmp_path: Path) -> None:
 
 def test_bytes_to_a_worker(tmp_path: Path) -> None:
     found = fuzz_channel.to_reader(300, 1, tmp_path)
-    assert set(found) - {"message"} == CHANNEL_ERRORS
+    assert set(found) - {"request"} == CHANNEL_ERRORS
 
 
-def test_messages_to_a_worker_that_make_no_sense(tmp_path: Path) -> None:
+def test_requests_to_a_worker_that_make_no_sense(tmp_path: Path) -> None:
     found = fuzz_channel.to_worker(100, 1, tmp_path)
     assert found["Failed"] > 20 and not found[ENDED]
 

@@ -278,7 +278,7 @@ def test_tensors_deep_in_plain_data(pair: Any) -> None:
         assert received[name] == message[name]
 
 
-def test_messages_keep_their_order(pair: Any, in_thread: Any) -> None:
+def test_frames_keep_their_order(pair: Any, in_thread: Any) -> None:
     def send_all() -> None:
         for i in range(50):
             pair[0].send((i, torch.full((i,), i)), HANG)

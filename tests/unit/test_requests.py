@@ -1,4 +1,4 @@
-"""Every message survives the way, as plain data."""
+"""Every request and answer survives the way, as plain data."""
 
 import dataclasses
 import math
@@ -69,7 +69,7 @@ def assert_same(a: Any, b: Any) -> None:
             assert mine == original and type(mine) is type(original)
 
 
-def test_there_is_an_example_of_every_message() -> None:
+def test_there_is_an_example_of_every_request_and_answer() -> None:
     known = {
         value for value in vars(requests).values()
         if dataclasses.is_dataclass(value) and value.__module__ == requests.__name__
@@ -77,31 +77,31 @@ def test_there_is_an_example_of_every_message() -> None:
     assert {type(example) for example in EXAMPLES} == known
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
-def test_round_trip_over_a_channel(message: Any) -> None:
+@pytest.mark.parametrize("sent", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_round_trip_over_a_channel(sent: Any) -> None:
     ours, theirs = Channel.pair()
     other = Channel(theirs)
     try:
-        ours.send(to_wire(message, ticket=41), 10.0)
+        ours.send(to_wire(sent, ticket=41), 10.0)
         received, ticket = from_wire(other.receive(10.0))
     finally:
         ours.close()
         other.close()
     assert ticket == 41
-    assert type(received) is type(message)
-    for field in dataclasses.fields(message):
-        assert_same(getattr(received, field.name), getattr(message, field.name))
+    assert type(received) is type(sent)
+    for field in dataclasses.fields(sent):
+        assert_same(getattr(received, field.name), getattr(sent, field.name))
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=lambda m: type(m).__name__)
-def test_no_class_of_the_pack_travels(message: Any) -> None:
+@pytest.mark.parametrize("sent", EXAMPLES, ids=lambda m: type(m).__name__)
+def test_no_class_of_the_pack_travels(sent: Any) -> None:
     """In ComfyUI the pack's modules have other names than in a worker."""
     strings = [
         argument
-        for _, argument, _ in pickletools.genops(pickle.dumps(to_wire(message)))
+        for _, argument, _ in pickletools.genops(pickle.dumps(to_wire(sent)))
         if isinstance(argument, str)
     ]
-    assert type(message).__name__ in strings  # the strings are seen at all
+    assert type(sent).__name__ in strings  # the strings are seen at all
     assert not [text for text in strings if "asyncdiff" in text]
 
 
@@ -109,7 +109,7 @@ def test_a_request_without_a_ticket_has_ticket_0() -> None:
     assert from_wire(to_wire(requests.Stop())) == (requests.Stop(), 0)
 
 
-def test_messages_are_frozen_and_their_fields_have_types() -> None:
+def test_they_are_frozen_and_their_fields_have_types() -> None:
     for example in EXAMPLES:
         assert set(typing.get_type_hints(type(example))) == {
             field.name for field in dataclasses.fields(example)
@@ -133,7 +133,7 @@ WRONG = {
 
 
 def checked_fields() -> typing.Iterator[tuple[Any, str, Any]]:
-    """Every field that cannot be just anything: a message, its name, and a wrong value."""
+    """Every field that cannot be just anything: a request, its name, and a wrong value."""
     for example in EXAMPLES:
         hints = typing.get_type_hints(type(example), include_extras=True)
         for name, hint in hints.items():
@@ -145,20 +145,20 @@ def checked_fields() -> typing.Iterator[tuple[Any, str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("message", "name", "wrong"),
+    ("sent", "name", "wrong"),
     list(checked_fields()),
     ids=[f"{type(m).__name__}.{name}" for m, name, _ in checked_fields()],
 )
-def test_a_wrong_field_is_named(message: Any, name: str, wrong: Any) -> None:
-    kind, ticket, values = to_wire(message, 3)
-    index = [field.name for field in dataclasses.fields(message)].index(name)
+def test_a_wrong_field_is_named(sent: Any, name: str, wrong: Any) -> None:
+    kind, ticket, values = to_wire(sent, 3)
+    index = [field.name for field in dataclasses.fields(sent)].index(name)
     values = (*values[:index], wrong, *values[index + 1 :])
     with pytest.raises(ChannelDataError, match=f"{kind}.{name} "):
         from_wire((kind, ticket, values))
 
 
 @pytest.mark.parametrize(
-    ("message", "change"),
+    ("sent", "change"),
     [
         (requests.Evaluate, {"mode": "nonsense"}),
         (requests.Evaluate, {"mode": "Async"}),
@@ -189,9 +189,9 @@ def test_a_wrong_field_is_named(message: Any, name: str, wrong: Any) -> None:
         (requests.Failed, {"text": "x" * 2**21}),
     ],
 )
-def test_a_field_that_there_cannot_be_is_named(message: Any, change: dict[str, Any]) -> None:
-    (example,) = (one for one in EXAMPLES if type(one) is message)
-    with pytest.raises(ChannelDataError, match=f"{message.__name__}.{next(iter(change))} "):
+def test_a_field_that_there_cannot_be_is_named(sent: Any, change: dict[str, Any]) -> None:
+    (example,) = (one for one in EXAMPLES if type(one) is sent)
+    with pytest.raises(ChannelDataError, match=f"{sent.__name__}.{next(iter(change))} "):
         from_wire(to_wire(dataclasses.replace(example, **change)))
 
 
