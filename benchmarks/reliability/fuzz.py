@@ -28,7 +28,7 @@ def measure(server: ComfyServer, watch: Watch, count: int, seed: int = 0) -> dic
         folder = Path(name)
         attempt("bytes to ComfyUI", lambda: fuzz_channel.to_host(count, seed, folder))
         attempt("bytes to a worker", lambda: fuzz_channel.to_reader(count, seed, folder))
-        attempt("messages to a worker", lambda: fuzz_channel.to_worker(count, seed, folder))
+        attempt("requests to a worker", lambda: fuzz_channel.to_worker(count, seed, folder))
     attempt("prompts", lambda: fuzz_server.to_nodes(server, watch, count, seed))
     attempt("release bodies", lambda: fuzz_server.to_routes(server, count, seed))
     return {**results, "problems": problems}

@@ -252,11 +252,11 @@ def _worker_takes(worker: WorkerProcess, wire: Any) -> str:
         answer = "nothing"
         deadline = time.monotonic() + HANG_SECONDS
         while time.monotonic() < deadline:
-            request, ticket = worker.receive(HANG_SECONDS)
+            said, ticket = worker.receive(HANG_SECONDS)
             if ticket == end:
                 return answer
-            if not isinstance(request, requests.Beat):
-                answer = type(request).__name__
+            if not isinstance(said, requests.Beat):
+                answer = type(said).__name__
         raise AssertionError(f"no answer to {wire}")
     except AsyncDiffError:
         code = worker._process.wait(HANG_SECONDS)
