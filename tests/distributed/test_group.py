@@ -574,7 +574,7 @@ def test_the_report_says_what_was_done(shared_group: Any) -> None:
     _, report = run(group, AsyncSchedule(warm_up=2), calls)
     assert report.model == "Chain" and not report.cold
     assert report.plan == {"devices": ["cpu", "cpu"], "stages": 2, "replicas": 1, "stride": 1}
-    assert report.schedule == {"warm_up": 2, "time_shift": False}
+    assert report.schedule == {"warm_up": 2, "time_shift": False, "prediction": False}
     done = [(0, 0, "sync"), (0, 1, "sync"), (1, 0, "sync"), (1, 1, "sync")]
     done += [(2, 0, "async"), (2, 1, "async")]
     assert [one[:3] for one in report.evaluations] == done
