@@ -25,7 +25,9 @@ Latent = tuple[torch.Tensor, ...]
 
 A, B = 1.0, 0.5
 RIDGE = 0.3  # how much A and B count beside what the last steps have shown
-REACH = 0.5  # how far from them coefficients may be
+# Where coefficients may be. A negative b takes the slope over two steps in place of one, which is
+# what a solver of high order needs that answers the error of a draft with one of its own.
+A_RANGE, B_RANGE = (0.5, 1.5), (-0.5, 1.0)
 
 
 class Seen(NamedTuple):
@@ -130,8 +132,9 @@ class Predictor:
         determinant = ff * ss - fs * fs
         if not determinant > 0.0:
             return A, B
-        a, b = (fr * ss - sr * fs) / determinant, (sr * ff - fr * fs) / determinant
-        return A + min(max(a, -REACH), REACH), B + min(max(b, -REACH), REACH)
+        a = A + (fr * ss - sr * fs) / determinant
+        b = B + (sr * ff - fr * fs) / determinant
+        return _within(a, *A_RANGE), _within(b, *B_RANGE)
 
 
 def _terms(seen: Sequence[Seen], sigma: float) -> tuple[Latent, Latent] | None:
@@ -149,6 +152,10 @@ def _terms(seen: Sequence[Seen], sigma: float) -> tuple[Latent, Latent] | None:
         for slope, old, new in zip(slopes, x, x0, strict=True)
     ]
     return first, tuple((sigma - s1) * (sigma - s0) * curve for curve in curves)
+
+
+def _within(value: float, least: float, most: float) -> float:
+    return min(max(value, least), most)
 
 
 def _alike(one: Latent, other: Latent) -> bool:
