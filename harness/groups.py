@@ -1,7 +1,8 @@
 """Groups of real workers that hold toys, and what they must give."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,6 +127,35 @@ def make_group(name: str, num_stages: int, folder: Path, **options: Any) -> Work
     )
     plan = make_plan(("cpu",) * num_stages)
     return WorkerGroup(plan, source, own.pop("launch", LAUNCH), folder=folder, **own)
+
+
+@contextlib.contextmanager
+def placed_group(name: str, stages: int, stride: int, replicas: int) -> Iterator[WorkerGroup]:
+    """A group of the toy that has started and holds its weights, with a plan of this kind."""
+    model = make_model(name)
+    trunk = Trunk.of(model, model.layout)
+    units = tuple(unit.name for unit in trunk.units)
+    source = ModelSource(name, "harness.toys:build", {"model": name}, units, trunk.skips)
+    devices = ["cpu"] * (replicas * (stages + stride - 1))
+    plan = make_plan(devices, stages=stages, stride=stride, replicas=replicas)
+    group = WorkerGroup(plan, source, LAUNCH)
+    try:
+        group.start()
+        with torch.inference_mode():
+            group.prepare(*make_inputs(name, 0))
+        yield group
+    finally:
+        group.close()
+
+
+def oracles(name: str, group: WorkerGroup) -> list[Oracle]:
+    """One for each replica of the group."""
+    found = []
+    for _ in range(group.plan.replicas):
+        model = make_model(name)
+        staged = StagedModel(model, Trunk.of(model, model.layout))
+        found.append(Oracle(staged, group.holdings.stages, group.plan.stride))
+    return found
 
 
 # Processes -----------------------------------------------------------------------------------

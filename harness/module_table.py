@@ -13,10 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "asyncdiff_core"
 PAGE = ROOT / "docs" / "architecture.md"
-# The folders as one reads them: what a run needs first, then what carries it. See test_imports.py.
+# Each folder imports those before it alone, which test_imports.py checks.
 FOLDERS = (
     *("algorithm", "planning", "wire", "links", "reports", "workers"),
-    *("comfyui", "comfyui/model", "comfyui/patches", "comfyui/run"),
+    *("comfyui/model", "comfyui/patches", "comfyui/run", "comfyui"),
 )
 
 

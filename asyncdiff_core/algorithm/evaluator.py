@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -79,13 +78,7 @@ class Evaluator(ABC):
         self._said = False
 
     def begin_lanes(self, schedule: AsyncSchedule) -> None:
-        """Forget all lanes, and open new ones from now on.
-
-        The outer part of a fold needs the latent itself for its skips. So what it sends inwards is
-        of that latent as well, and nothing is predicted.
-        """
-        if self.is_folded:
-            schedule = dataclasses.replace(schedule, prediction=False)
+        """Forget all lanes, and open new ones from now on."""
         self._lanes = Lanes(schedule, self.stride, self.num_stages)
 
     def evaluate(
@@ -123,7 +116,9 @@ class Evaluator(ABC):
         sigma = call.forecast.sigma if call.forecast else None
         coming = call.forecast.coming if call.forecast else None
         # A cond may change its replica within a run; its new workers know nothing of the lane.
-        lane = self._lanes.lane((call.replica, call.key))
+        # Nothing is predicted in a fold: its outer part needs the latent itself for its skips, and
+        # what it sends inwards is of that latent as well.
+        lane = self._lanes.lane((call.replica, call.key), is_folded=self.is_folded)
         if call.forecast is not None and call.forecast.latent is not None and not call.in_sync:
             lane.see(call.forecast.sigma, call.forecast.latent, coming)
         held: Output | None = lane.take_held(sigma)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch.utils import _pytree as pytree
@@ -70,9 +70,9 @@ class Oracle(Evaluator):
         def run(k: int, stage: Stage, work: Work | None, *, sends: bool = True) -> Any:
             if work is None:
                 return None
-            others = _Others(round_.mode, work.goal, before, now)
-            others.incoming = [link for link in self._links if link.target == k]
-            others.outgoing = [link for link in self._links if sends and link.source == k]
+            incoming = [link for link in self._links if link.target == k]
+            outgoing = [link for link in self._links if sends and link.source == k]
+            others = _Others(round_.mode, work.goal, incoming, outgoing, before, now)
             others.metas = self._metas.setdefault(round_.lane, [])
             # Models write into their inputs.
             args, kwargs = _copy_inputs(*call.inputs(work.target))
@@ -119,21 +119,23 @@ class Oracle(Evaluator):
 class _Others(Neighbours):
     """The other stages of a round, as one stage sees them that works for round `goal`."""
 
-    incoming: Sequence[Link] = ()
-    outgoing: Sequence[Link] = ()
-
     def __init__(
-        self, mode: Mode, goal: int, before: dict[Link, list[Sent]], now: dict[Link, Sent]
+        self,
+        mode: Mode,
+        goal: int,
+        incoming: Sequence[Link],
+        outgoing: Sequence[Link],
+        before: dict[Link, list[Sent]],
+        now: dict[Link, Sent],
     ) -> None:
         super().__init__()
         self._mode, self._goal, self._before, self._now = mode, goal, before, now
-
-    @property
-    def consumed(self) -> Collection[int]:  # type: ignore[override]
-        return [unit for link in self.incoming for unit in link.units]
+        self._from = {unit: link for link in incoming for unit in link.units}
+        self._outgoing = outgoing
+        self.consumed = self._from.keys()
 
     def take(self, unit: int) -> Any:
-        link = next(link for link in self.incoming if unit in link.units)
+        link = self._from[unit]
         if link.is_fresh or self._mode == "sync":
             sent = self._now[link]
         else:
@@ -143,7 +145,7 @@ class _Others(Neighbours):
 
     def give(self, unit: int, output: Any) -> None:
         super().give(unit, output)
-        for link in self.outgoing:
+        for link in self._outgoing:
             if unit in link.units:
                 sent = self._now.setdefault(link, Sent(self._goal, {}))
                 sent.message[unit] = copy_output(output)

@@ -158,6 +158,7 @@ class Lane:
     schedule: AsyncSchedule
     stride: int = 1
     num_stages: int = 1
+    is_folded: bool = False
     num_evaluations: int = 0
     num_rounds: int = 0
     last_sigma: float | None = None
@@ -166,11 +167,13 @@ class Lane:
     refused_stride: bool = False
 
     def __post_init__(self) -> None:
+        self._predicts = self.schedule.prediction and not self.is_folded
         self._predictor = Predictor(self.stride * self.num_stages)
 
     def see(self, sigma: float, latent: Latent, coming: Sequence[float] | None) -> None:
-        """An evaluation begins, of this latent. Needed for prediction alone."""
-        self._predictor.see(sigma, latent, coming or ())
+        """An evaluation begins, of this latent."""
+        if self._predicts:
+            self._predictor.see(sigma, latent, coming or ())
 
     def take_held(self, sigma: float | None) -> Any:
         """The output that the current round holds for an evaluation at `sigma`, or None.
@@ -217,7 +220,7 @@ class Lane:
             mode="sync" if is_sync else "async",
             targets=tuple(map(Target, timeline[first : first + span])),
         )
-        if self.schedule.prediction and not is_sync and sigma is not None:
+        if self._predicts and not is_sync and sigma is not None:
             round_ = self._predicting(round_, coming)
         self.num_rounds += 1
         self.sigma_before_round = previous
@@ -234,7 +237,7 @@ class Lane:
             coming: the sigmas of the evaluations after it.
         """
         is_warm = self.num_evaluations >= max(1, self.schedule.warm_up)
-        if not (self.schedule.prediction and round_.mode == "sync" and is_warm and coming):
+        if not (self._predicts and round_.mode == "sync" and is_warm and coming):
             return
         for number in range(1, self.num_stages):
             work = self._work(round_, number, coming, None)
@@ -300,10 +303,17 @@ class Lanes:
         self._num_stages = num_stages
         self._lanes: dict[Hashable, Lane] = {}
 
-    def lane(self, key: Hashable) -> Lane:
-        """The lane `key`, which is opened if it is new."""
+    def lane(self, key: Hashable, *, is_folded: bool = False) -> Lane:
+        """The lane `key`, which is opened if it is new.
+
+        Args:
+            key: what tells lanes apart.
+            is_folded: whether stages lie around each other now.
+        """
         if key not in self._lanes:
-            self._lanes[key] = Lane(len(self._lanes), self.schedule, self._stride, self._num_stages)
+            self._lanes[key] = Lane(
+                *(len(self._lanes), self.schedule, self._stride, self._num_stages, is_folded)
+            )
         return self._lanes[key]
 
     @property

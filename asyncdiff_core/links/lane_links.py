@@ -39,7 +39,7 @@ class Inbox:
     ) -> None:
         self._transport = transport
         self._rank = rank
-        self._source = source
+        self._source, self._own = source, source - distance
         self._num_kept = 1 if is_fresh else distance
         self._is_fresh = is_fresh
         self._layout: MessageLayout | None = None
@@ -69,7 +69,7 @@ class Inbox:
         self._receiver.post(len(self._goals) % len(self._views))
         self._goals.append(goal)
 
-    def take(self, goal: int, mode: Mode) -> dict[int, Any]:
+    def take(self, goals: Sequence[int | None], mode: Mode) -> dict[int, Any]:
         """The activations that this stage works on in a round whose message is posted.
 
         That is the message of this round, or in an async one, unless the link is fresh, one from
@@ -84,13 +84,18 @@ class Inbox:
         if not is_of_this_round:
             newest = last - self._has_posted
             kept = range(newest, max(-1, newest - self._num_kept), -1)
-            number = next((n for n in kept if self._goals[n] == goal), newest)
+            number = next((n for n in kept if self._goals[n] == goals[self._own]), newest)
         slot = number % len(self._views)
         self._receiver.wait(slot)
-        is_last_use = mode == "async" and self._num_kept == 1 and self._has_posted
-        if self._is_fresh or is_last_use:
+        is_superseded = mode == "async" and self._has_posted
+        if self._is_fresh or (is_superseded and self._is_past(number, goals)):
             return self._views[slot]
         return self._layout.views(self._receiver.slots[slot].clone())
+
+    def _is_past(self, number: int, goals: Sequence[int | None]) -> bool:
+        """Whether no later round works on a message, now that a newer one is on its way."""
+        now = goals[0]  # the number of the round
+        return self._num_kept == 1 or (now is not None and self._goals[number] <= now)
 
     @property
     def nbytes(self) -> int:
@@ -198,7 +203,6 @@ class LaneLinks(Neighbours):
         self._outboxes = [
             (Outbox(transport, rank), units, is_fresh) for rank, _, units, is_fresh in load.outgoing
         ]
-        self._distance = load.distance
         self._early = [inbox for units, inbox in self._inboxes.items() if units[0] < first]
         self._late = [inbox for inbox in self._inboxes.values() if inbox not in self._early]
         self.consumed = frozenset().union(*self._inboxes)
@@ -230,9 +234,7 @@ class LaneLinks(Neighbours):
         if unit not in self._taken:
             inbox = next(inbox for units, inbox in self._inboxes.items() if unit in units)
             with self._waiting():
-                goal = self._goals[self._distance]
-                assert goal is not None
-                self._taken |= inbox.take(goal, self._mode)
+                self._taken |= inbox.take(self._goals, self._mode)
         return self._taken[unit]
 
     def give(self, unit: int, output: Any) -> None:

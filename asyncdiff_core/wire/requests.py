@@ -133,7 +133,6 @@ class Evaluate:
     """
 
     lane: Number
-    index: Number
     evaluation: Number
     mode: Mode
     inputs: Annotated[tuple[Any, Any], lambda pair: isinstance(pair[1], dict)]

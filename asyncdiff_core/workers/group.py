@@ -264,7 +264,6 @@ class WorkerGroup(Evaluator):
         all_work = [round_.work(distance) for distance in range(self.plan.stages)]
         everything = requests.Evaluate(
             lane=round_.lane,
-            index=round_.index,
             evaluation=round_.evaluation,
             mode=round_.mode,
             inputs=encoder.encode(*inputs),

@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from asyncdiff_core.algorithm.evaluator import Call, Forecast, Inputs
-from asyncdiff_core.algorithm.oracle import Oracle
 from asyncdiff_core.algorithm.schedule import AsyncSchedule
-from asyncdiff_core.algorithm.stage import StagedModel
 from asyncdiff_core.algorithm.trunk import Trunk
 from asyncdiff_core.planning.plan import make_plan
 from asyncdiff_core.workers.group import WorkerGroup
 from asyncdiff_core.workers.source import ModelSource
-from harness.groups import LAUNCH
+from harness.groups import LAUNCH, oracles, placed_group
 from harness.toys import make_inputs, make_model
 
 # (stages, stride, replicas)
@@ -41,29 +39,8 @@ def call(name: str, step: int, sigmas: list[float], i: int, replica: int) -> Cal
 @pytest.fixture(scope="module", params=itertools.product(("chain", "skipnet"), PLANS), ids=str)
 def placed(request: pytest.FixtureRequest) -> Iterator[tuple[str, WorkerGroup]]:
     name, (stages, stride, replicas) = request.param
-    model = make_model(name)
-    trunk = Trunk.of(model, model.layout)
-    units = tuple(unit.name for unit in trunk.units)
-    source = ModelSource(name, "harness.toys:build", {"model": name}, units, trunk.skips)
-    devices = ["cpu"] * (replicas * (stages + stride - 1))
-    plan = make_plan(devices, stages=stages, stride=stride, replicas=replicas)
-    group = WorkerGroup(plan, source, LAUNCH)
-    try:
-        group.start()
-        with torch.inference_mode():
-            group.prepare(*make_inputs(name, 0))
+    with placed_group(name, stages, stride, replicas) as group:
         yield name, group
-    finally:
-        group.close()
-
-
-def oracles(name: str, group: WorkerGroup) -> list[Oracle]:
-    found = []
-    for _ in range(group.plan.replicas):
-        model = make_model(name)
-        staged = StagedModel(model, Trunk.of(model, model.layout))
-        found.append(Oracle(staged, group.holdings.stages, group.plan.stride))
-    return found
 
 
 @pytest.mark.parametrize("steps", [7, 20])

@@ -10,15 +10,10 @@ import pytest
 import torch
 
 from asyncdiff_core.algorithm.evaluator import Call, Forecast, Inputs
-from asyncdiff_core.algorithm.oracle import Oracle
 from asyncdiff_core.algorithm.prediction import Latent
 from asyncdiff_core.algorithm.schedule import AsyncSchedule
-from asyncdiff_core.algorithm.stage import StagedModel
-from asyncdiff_core.algorithm.trunk import Trunk
-from asyncdiff_core.planning.plan import make_plan
 from asyncdiff_core.workers.group import WorkerGroup
-from asyncdiff_core.workers.source import ModelSource
-from harness.groups import LAUNCH
+from harness.groups import oracles, placed_group
 from harness.toys import make_inputs, make_model
 
 STEPS = 12
@@ -55,23 +50,11 @@ def call(name: str, i: int, lane: int, noise: float, sigmas: list[float] | None 
 @pytest.fixture(scope="module", params=PLACES, ids=str)
 def placed(request: pytest.FixtureRequest) -> Iterator[tuple[str, WorkerGroup]]:
     name, folds, (stages, stride, replicas) = request.param
-    model = make_model(name)
-    trunk = Trunk.of(model, model.layout)
-    units = tuple(unit.name for unit in trunk.units)
-    source = ModelSource(name, "harness.toys:build", {"model": name}, units, trunk.skips)
-    devices = ["cpu"] * (replicas * (stages + stride - 1))
-    plan = make_plan(devices, stages=stages, stride=stride, replicas=replicas)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASYNCDIFF_FOLD", str(int(folds)))
-        group = WorkerGroup(plan, source, LAUNCH)
-        try:
-            group.start()
-            with torch.inference_mode():
-                group.prepare(*make_inputs(name, 0))
+        with placed_group(name, stages, stride, replicas) as group:
             assert group.is_folded == folds
             yield name, group
-        finally:
-            group.close()
 
 
 def both(
@@ -79,21 +62,17 @@ def both(
 ) -> tuple[list[torch.Tensor], Any]:
     """The outputs of the group for the first replica, which are those of the oracle."""
     name, group = placed
-    oracles = []
-    for _ in range(group.plan.replicas):
-        model = make_model(name)
-        staged = StagedModel(model, Trunk.of(model, model.layout))
-        oracles.append(Oracle(staged, group.holdings.stages, group.plan.stride))
+    references = oracles(name, group)
     outputs = []
     with torch.inference_mode():
-        for evaluator in (group, *oracles):
+        for evaluator in (group, *references):
             evaluator.begin_run(schedule)
         for i in range(len(evaluated)):
             calls = [call(name, i, r, noise, evaluated) for r in range(group.plan.replicas)]
             found = group.evaluate_all(calls)
-            for oracle, one, output in zip(oracles, calls, found, strict=True):
+            for reference, one, output in zip(references, calls, found, strict=True):
                 again = call(name, i, one.replica, noise, evaluated)
-                (expected,) = oracle.evaluate_all([again])
+                (expected,) = reference.evaluate_all([again])
                 assert torch.equal(output, expected), (i, one.replica)
             outputs.append(found[0])
         return outputs, group.end_run()
@@ -147,3 +126,19 @@ def test_a_canceled_run_leaves_nothing(placed: tuple[str, WorkerGroup]) -> None:
             group.end_run(wait=stop % 2 == 0)
     again, _ = both(placed, AsyncSchedule(2, prediction=True), 0.0, SIGMAS)
     assert all(map(torch.equal, first, again))
+
+
+def test_a_group_that_loads_when_the_run_has_begun() -> None:
+    """As in ComfyUI: only then it is known that the stages are folded."""
+    name = "skipnet"
+    with placed_group(name, 2, 1, 1) as group, torch.inference_mode():
+        assert group.is_folded
+        group.holdings.unload()
+        outputs: list[list[torch.Tensor]] = []
+        for prediction in (False, True):
+            group.begin_run(AsyncSchedule(2, prediction=prediction))
+            group.prepare(*make_inputs(name, 0))
+            outputs.append([group.evaluate_all([call(name, i, 0, 0.0)])[0] for i in range(STEPS)])
+            group.end_run()
+            group.holdings.unload()
+        assert all(map(torch.equal, *outputs))

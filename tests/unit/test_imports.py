@@ -16,34 +16,30 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from harness.module_table import FOLDERS
 
-# The folders of the engine and of the adapter, each of which imports those before it alone.
-LAYERS = ("algorithm", "planning", "wire", "links", "reports", "workers")
-LAYERS_OF_ADAPTER = ("model", "patches", "run")
+ROOT = Path(__file__).parents[2]
 
 # Each part of the repository, and which others its modules import. A module belongs to the part
 # with the longest name that fits. "" is the root's __init__.py.
 COMFYUI = "ComfyUI"
 ENGINE, ADAPTER = "asyncdiff_core", "asyncdiff_core.comfyui"
-FOLDERS = [ENGINE, *(f"{ENGINE}.{layer}" for layer in LAYERS)]
-FOLDERS_OF_ADAPTER = [*(f"{ADAPTER}.{layer}" for layer in LAYERS_OF_ADAPTER), ADAPTER]
-ALL_OF_IT = {*FOLDERS, *FOLDERS_OF_ADAPTER}
+ALL = [ENGINE, *(f"{ENGINE}.{folder.replace('/', '.')}" for folder in FOLDERS)]
+ENGINE_ALONE = {folder for folder in ALL if not folder.startswith(ADAPTER)}
 PARTS: dict[str, set[str]] = {
     "": {"nodes"},
-    **{folder: {*FOLDERS[:n]} for n, folder in enumerate(FOLDERS)},
     **{
-        folder: {COMFYUI, *FOLDERS, *FOLDERS_OF_ADAPTER[:n]}
-        for n, folder in enumerate(FOLDERS_OF_ADAPTER)
+        folder: {*ALL[:n], *([] if folder in ENGINE_ALONE else [COMFYUI])}
+        for n, folder in enumerate(ALL)
     },
-    "nodes": {COMFYUI, *ALL_OF_IT},
-    "harness": {*FOLDERS, "harness.own_process"},
+    "nodes": {COMFYUI, *ALL},
+    "harness": {*ENGINE_ALONE, "harness.own_process"},
     "harness.adapter_pack": {COMFYUI},
-    "harness.own_process": {COMFYUI, *ALL_OF_IT, "harness"},
-    "demo": {*FOLDERS, "harness", "demo.shapes"},
+    "harness.own_process": {COMFYUI, *ALL, "harness"},
+    "demo": {*ENGINE_ALONE, "harness", "demo.shapes"},
     "demo.shapes": {COMFYUI},
     "benchmarks": {
-        *(COMFYUI, *ALL_OF_IT, "harness", "harness.own_process", "demo", "demo.shapes"),
+        *(COMFYUI, *ALL, "harness", "harness.own_process", "demo", "demo.shapes"),
     },
 }
 # What starts a worker. It tells the host that it lives while torch is imported.

@@ -15,6 +15,7 @@ from asyncdiff_core.algorithm.oracle import Oracle
 from asyncdiff_core.algorithm.prediction import A, B, Latent, Predictor
 from asyncdiff_core.algorithm.schedule import AsyncSchedule, Lane
 from asyncdiff_core.algorithm.stage import StagedModel
+from asyncdiff_core.algorithm.stages import Stage
 from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout
 from asyncdiff_core.errors import ScheduleError
 from harness.cuts import chain
@@ -168,7 +169,11 @@ def run(num_stages: int, stride: int, warm_up: int, way: Way) -> list[torch.Tens
     model = Line(num_stages + 1)
     stages = chain(*itertools.pairwise([*range(num_stages), num_stages + 1]))
     oracle = Oracle(StagedModel(model, Trunk.of(model, Line.layout)), stages, stride)
-    oracle.begin_run(AsyncSchedule(warm_up, prediction=True))
+    return sampled(oracle, AsyncSchedule(warm_up, prediction=True), way)
+
+
+def sampled(oracle: Oracle, schedule: AsyncSchedule, way: Way) -> list[torch.Tensor]:
+    oracle.begin_run(schedule)
     outputs = []
     for i, sigma in enumerate(SIGMAS):
         x = way(sigma)
@@ -253,7 +258,10 @@ def test_without_latents_it_is_the_published_schedule() -> None:
 
 def test_a_model_that_is_folded_predicts_nothing() -> None:
     stages = (((1, 2),), ((0, 1), (2, 3)))
+    assert all(map(torch.equal, *(folded(stages, prediction=p) for p in (False, True))))
+
+
+def folded(stages: tuple[Stage, ...], *, prediction: bool) -> list[torch.Tensor]:
     model = Line(3)
     oracle = Oracle(StagedModel(model, Trunk.of(model, Line.layout)), stages)
-    oracle.begin_run(AsyncSchedule(2, prediction=True))
-    assert oracle._lanes is not None and not oracle._lanes.schedule.prediction
+    return sampled(oracle, AsyncSchedule(2, prediction=prediction), curve)

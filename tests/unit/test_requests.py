@@ -41,9 +41,7 @@ EXAMPLES = [
     requests.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
     requests.Compile(b"settings"),
     requests.Keep("0", (b"code", [torch.rand(2)])),
-    requests.Evaluate(
-        1, 4, 7, "async", ((torch.rand(2),), {"y": 3}), {1: torch.rand(1)}, [4, None]
-    ),
+    requests.Evaluate(1, 7, "async", ((torch.rand(2),), {"y": 3}), {1: torch.rand(1)}, [4, None]),
     requests.EndRun(),
     requests.Stop(),
     requests.Ready(1234, "cpu x1", 1.5e10, 1 << 36, ("/ComfyUI", "/lib")),
@@ -170,8 +168,8 @@ def test_a_wrong_field_is_named(sent: Any, name: str, wrong: Any) -> None:
         (requests.Evaluate, {"goals": [4, False]}),
         (requests.Evaluate, {"goals": None}),
         (requests.Evaluate, {"inputs": (1, 2)}),
-        (requests.Evaluate, {"index": 2**70}),
-        (requests.Evaluate, {"index": True}),
+        (requests.Evaluate, {"evaluation": 2**70}),
+        (requests.Evaluate, {"evaluation": True}),
         (requests.Load, {"stage": ((5, 2),)}),
         (requests.Load, {"stage": ((1, 2, 3),)}),
         (requests.Load, {"incoming": ((0, (1,), True),)}),
