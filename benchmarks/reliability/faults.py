@@ -23,7 +23,7 @@ import torch
 
 from harness import lab
 from harness.comfy_server import ComfyServer
-from harness.graphs import Workflow
+from harness.graphs import Workflow, node
 
 from . import live
 from .kinds import KINDS, Kind, MissedError
@@ -37,6 +37,9 @@ START_SECONDS = 120.0
 GONE_SECONDS = 5.0
 ATTEMPTS = 4
 FILE = "tiny-sd15.safetensors"
+# Pixels: so many that a layer needs more memory than the least that a worker had and what a limit
+# leaves it.
+SIDE = 256
 
 # So that a limit on a worker's memory is felt in the next layer: by default the C library keeps
 # what was freed, and asks the system for nothing new.
@@ -63,7 +66,9 @@ class Case:
 
 
 def flow(warm_up: int = 1, **sampling: Any) -> Workflow:
-    return lab.asyncdiff(lab.workflow("sd15", **{"steps": 4, **sampling}), warm_up=warm_up)
+    large = {"empty": node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=1)}
+    stock = {**lab.workflow("sd15", **{"steps": 4, **sampling}), **large}
+    return lab.asyncdiff(stock, warm_up=warm_up)
 
 
 class Faults:
