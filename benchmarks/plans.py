@@ -64,6 +64,7 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
     import comfy.sd
     import torch
 
+    from asyncdiff_core.algorithm.schedule import AsyncSchedule
     from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.comfyui.run.history import last_runs
     from asyncdiff_core.comfyui.run.pool import POOL
@@ -98,7 +99,7 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
             workers = replicas * (stages + stride - 1)
             if workers <= cores:
                 plan = plan_for(",".join(["cpu"] * workers), stages, replicas, stride)
-                model = with_schedule(parallelize(stock, plan), warm_up, False)
+                model = with_schedule(parallelize(stock, plan), AsyncSchedule(warm_up))
                 subjects.append(((stages, stride, replicas), model))
         best: dict[Any, float] = {}
         reports: dict[Any, dict[str, Any]] = {}
@@ -121,7 +122,7 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
             group = POOL.peek(model.remote.key)
             assert group is not None
             ideal = predicted_speedup(
-                plan, num_conds=2, steps=steps, warm_up=warm_up, costs=group.unit_costs
+                plan, num_conds=2, steps=steps, num_sync=warm_up, costs=group.unit_costs
             )
             report = reports[name]
             step = step_seconds_after_warm_up(report)

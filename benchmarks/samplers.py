@@ -45,6 +45,7 @@ def measure(steps: int, names: list[str] | None) -> tuple[list[dict[str, Any]], 
     import comfyui_version
     import torch
 
+    from asyncdiff_core.algorithm.schedule import AsyncSchedule
     from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.comfyui.run.history import last_runs
     from asyncdiff_core.comfyui.run.pool import POOL
@@ -75,11 +76,13 @@ def measure(steps: int, names: list[str] | None) -> tuple[list[dict[str, Any]], 
             rows.append(row)
             try:
                 expected = sample(stock, name)
-                full = sample(with_schedule(plain, 10**6, False), name)
+                full = sample(with_schedule(plain, AsyncSchedule(10**6)), name)
                 row["exact"] = torch.equal(full, expected)
-                row["stride 1"] = torch.isfinite(sample(with_schedule(plain, 2, False), name)).all()
+                row["stride 1"] = torch.isfinite(
+                    sample(with_schedule(plain, AsyncSchedule(2, prediction=True)), name)
+                ).all()
                 row["stride 2"] = torch.isfinite(
-                    sample(with_schedule(strided, 2, False), name)
+                    sample(with_schedule(strided, AsyncSchedule(2, prediction=True)), name)
                 ).all()
                 report = last_runs()[-1]
                 row["stride"] = "refused" if report["refused_stride"] else "used"

@@ -193,7 +193,7 @@ def figures(
     difference = (run.exact.latent - stock.last.latent).abs().max().item()
     workers = report["workers"]
     # Two conds, cond and uncond; units of equal cost, as a transformer's blocks are.
-    workload: dict[str, Any] = {"num_conds": 2, "steps": STEPS, "warm_up": DEFAULT_WARM_UP}
+    workload: dict[str, Any] = {"num_conds": 2, "steps": STEPS, "num_sync": DEFAULT_WARM_UP}
     costs = [1.0] * workers[0]["num_units"]
     return {
         "setting": run.setting.title,

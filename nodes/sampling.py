@@ -9,13 +9,16 @@ from comfy_api.latest import io
 
 import nodes as comfy_nodes
 
-from ..asyncdiff_core.algorithm.schedule import AUTO_WARM_UP
+from ..asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, AsyncSchedule
 from ..asyncdiff_core.comfyui.distribute import (
     ensure_distributed,
     require_finite,
     with_schedule,
 )
+from ..asyncdiff_core.errors import InputError
 from .loaders import CATEGORY
+
+PREDICTION = ["auto", "off"]
 
 
 def schedule_inputs() -> list[io.Input]:
@@ -36,9 +39,63 @@ def schedule_inputs() -> list[io.Input]:
             advanced=True,
             optional=True,
             tooltip="Give every evaluation after the warm-up the timestep of the one before. Can "
-            "help against residual noise with many stages and a stride.",
+            "help against residual noise with many stages and a stride. Without prediction.",
+        ),
+        io.Combo.Input(
+            "prediction",
+            options=PREDICTION,
+            default=PREDICTION[0],
+            advanced=True,
+            optional=True,
+            tooltip="auto: the stages work ahead on predicted latents, as long as these are nearer "
+            "to what comes than the last one. off: on the last one, as AsyncDiff was published.",
+        ),
+        io.Int.Input(
+            "cool_down",
+            default=0,
+            min=0,
+            max=10000,
+            advanced=True,
+            optional=True,
+            tooltip="How many of the last steps run synchronously.",
+        ),
+        io.Float.Input(
+            "tolerance",
+            default=0.0,
+            min=0.0,
+            max=10.0,
+            step=0.001,
+            round=False,
+            advanced=True,
+            optional=True,
+            tooltip="Evaluations whose latent is farther than this from what the stages have "
+            "worked on (0.05: 5 %) run synchronously, and the warm-up ends by itself. 0: no limit.",
         ),
     ]
+
+
+def schedule_of(inputs: dict[str, Any]) -> AsyncSchedule:
+    """The schedule that a node's inputs ask for, which are taken out of `inputs`.
+
+    A program may leave out those that are optional.
+
+    Raises:
+        InputError: one of them is no finite number, or no choice.
+        ScheduleError: they do not fit each other.
+    """
+    prediction = inputs.pop("prediction", PREDICTION[0])
+    tolerance = inputs.pop("tolerance", 0.0)
+    time_shift = inputs.pop("time_shift", False)
+    require_finite(tolerance=tolerance)
+    if prediction not in PREDICTION:
+        raise InputError(f"the input 'prediction' is {prediction!r}; it may be auto or off.")
+    return AsyncSchedule(
+        inputs.pop("warm_up"),
+        time_shift,
+        prediction=prediction == "auto" and not time_shift,
+        cool_down=inputs.pop("cool_down", 0),
+        tolerance=tolerance,
+    )
 
 
 def sampler_inputs() -> list[io.Input]:
@@ -96,8 +153,9 @@ class AsyncDiffSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: io.Model.Type, warm_up: int, time_shift: bool = False) -> io.NodeOutput:
-        return io.NodeOutput(with_schedule(ensure_distributed(model), warm_up, time_shift))
+    def execute(cls, model: io.Model.Type, **schedule: Any) -> io.NodeOutput:
+        wanted = schedule_of(schedule)
+        return io.NodeOutput(with_schedule(ensure_distributed(model), wanted))
 
 
 class AsyncDiffKSampler(io.ComfyNode):
@@ -137,11 +195,10 @@ class AsyncDiffKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: io.Model.Type, warm_up: int, time_shift: bool = False, **sampling: Any
-    ) -> io.NodeOutput:
+    def execute(cls, model: io.Model.Type, **sampling: Any) -> io.NodeOutput:
         require_finite(cfg=sampling["cfg"], denoise=sampling["denoise"])
-        model = with_schedule(ensure_distributed(model), warm_up, time_shift)
+        schedule = schedule_of(sampling)
+        model = with_schedule(ensure_distributed(model), schedule)
         return io.NodeOutput(*comfy_nodes.KSampler().sample(model, **sampling))
 
 
@@ -194,9 +251,8 @@ class AsyncDiffKSamplerAdvanced(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model: io.Model.Type, warm_up: int, time_shift: bool = False, **sampling: Any
-    ) -> io.NodeOutput:
+    def execute(cls, model: io.Model.Type, **sampling: Any) -> io.NodeOutput:
         require_finite(cfg=sampling["cfg"])
-        model = with_schedule(ensure_distributed(model), warm_up, time_shift)
+        schedule = schedule_of(sampling)
+        model = with_schedule(ensure_distributed(model), schedule)
         return io.NodeOutput(*comfy_nodes.KSamplerAdvanced().sample(model, **sampling))

@@ -27,14 +27,18 @@ class Forecast:
             None where they cannot be foreseen.
         at: the inputs of this evaluation with the timestep of another sigma, and of another latent
             unless that is None.
-        latent: what the sampler evaluates, in float32 and before it is scaled for the model; None
-            if nobody may replace it.
+        latent: what the sampler evaluates, before it is scaled for the model; None if that is not
+            known.
+        is_replaceable: whether stages may get drafts in its place.
+        steps_left: how many steps the sampler has after this one; None if that is not known.
     """
 
     sigma: float
     coming: tuple[float, ...] | None
     at: Callable[[float, Latent | None], Inputs]
     latent: Latent | None = None
+    is_replaceable: bool = True
+    steps_left: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,18 +117,21 @@ class Evaluator(ABC):
     def _begin(self, call: Call) -> Output:
         if self._lanes is None:
             raise RuntimeError("evaluate called outside of a sampling run")
-        sigma = call.forecast.sigma if call.forecast else None
-        coming = call.forecast.coming if call.forecast else None
+        forecast = call.forecast
+        sigma = forecast.sigma if forecast else None
+        coming = forecast.coming if forecast else None
         # A cond may change its replica within a run; its new workers know nothing of the lane.
         # Nothing is predicted in a fold: its outer part needs the latent itself for its skips, and
         # what it sends inwards is of that latent as well.
         lane = self._lanes.lane((call.replica, call.key), is_folded=self.is_folded)
-        if call.forecast is not None and call.forecast.latent is not None and not call.in_sync:
-            lane.see(call.forecast.sigma, call.forecast.latent, coming)
+        if forecast is not None and forecast.latent is not None and not call.in_sync:
+            replaceable = forecast.is_replaceable
+            lane.see(forecast.sigma, forecast.latent, coming, is_replaceable=replaceable)
         held: Output | None = lane.take_held(sigma)
         if held is not None:
             return held
-        round_ = lane.next_round(sigma, coming, in_sync=call.in_sync)
+        left = forecast.steps_left if forecast else None
+        round_ = lane.next_round(sigma, coming, steps_left=left, in_sync=call.in_sync)
         if lane.refused_stride and not self._said:
             self._said = True
             log.warning(

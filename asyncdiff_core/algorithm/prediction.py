@@ -70,13 +70,13 @@ class Predictor:
             coming: the sigmas of the evaluations after it.
         """
         last = self._seen[-1] if self._seen else None
-        if last is not None and (sigma >= last.sigma or not _alike(last.latent, latent)):
+        if last is not None and (sigma >= last.sigma or not alike(last.latent, latent)):
             self.forget()  # another step is no continuation of those before
         for ahead in range(1, self._farthest + 1):
             draft = self._drafts.pop((ahead, sigma), None)
             if draft is not None and ahead <= len(self._seen):
                 self._judged[ahead] = Judged(
-                    _distance(draft, latent), _distance(self._seen[-ahead].latent, latent)
+                    distance(draft, latent), distance(self._seen[-ahead].latent, latent)
                 )
         self._drafts = {key: draft for key, draft in self._drafts.items() if key[1] < sigma}
         self._seen.append(Seen(sigma, latent))
@@ -137,6 +137,18 @@ class Predictor:
         return _within(a, *A_RANGE), _within(b, *B_RANGE)
 
 
+def alike(one: Latent, other: Latent) -> bool:
+    """Whether they have the same shapes."""
+    return [x.shape for x in one] == [x.shape for x in other]
+
+
+def distance(one: Latent, latent: Latent) -> float:
+    """Of `one` from `latent` (L2), relative to the norm of `latent`."""
+    norm = float(_flat(latent).norm())
+    distance = float((_flat(one) - _flat(latent)).norm())
+    return distance / norm if norm else math.inf
+
+
 def _terms(seen: Sequence[Seen], sigma: float) -> tuple[Latent, Latent] | None:
     """The two terms of a draft for `sigma`, see the top of this module. None: too few latents."""
     if len(seen) < 2:
@@ -158,20 +170,9 @@ def _within(value: float, least: float, most: float) -> float:
     return min(max(value, least), most)
 
 
-def _alike(one: Latent, other: Latent) -> bool:
-    return [x.shape for x in one] == [x.shape for x in other]
-
-
 def _flat(latent: Latent) -> torch.Tensor:
     return torch.cat([x.float().flatten() for x in latent])
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.dot(one, other))
-
-
-def _distance(one: Latent, latent: Latent) -> float:
-    """Of `one` from `latent`, relative to the norm of `latent`."""
-    norm = float(_flat(latent).norm())
-    distance = float((_flat(one) - _flat(latent)).norm())
-    return distance / norm if norm else math.inf

@@ -20,6 +20,9 @@ With a time shift, async evaluations get the timestep of the evaluation before t
 
 With prediction, what a stage makes in an async round for a later one it makes of the sigma and a
 draft of the latent of that later one, see prediction.py.
+
+The last evaluations may be sync as well, a cool-down, and so may any whose error, which is known
+before it runs, is beyond a tolerance.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import ScheduleError
-from .prediction import Latent, Predictor
+from .prediction import Latent, Predictor, alike, distance
 
 Mode = Literal["sync", "async"]
 
@@ -48,17 +51,31 @@ class AsyncSchedule:
     has nothing to work on before its predecessor has run once; or AUTO_WARM_UP.
     `time_shift`: async evaluations get the timestep of the evaluation before.
     `prediction`: stages work for later evaluations on drafts of their latents.
+    `cool_down`: synchronous evaluations at the end of a run.
+    `tolerance`: evaluations with a larger error, or an unknown one, are synchronous, see
+    `Lane.next_round`; 0: as many as there are otherwise.
     """
 
     warm_up: int = 1
     time_shift: bool = False
     prediction: bool = False
+    cool_down: int = 0
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.warm_up, int) or self.warm_up < AUTO_WARM_UP:
             raise ScheduleError(
                 f"warm_up must be a whole number of at least 1, or 0 to have it chosen, but is "
                 f"{self.warm_up!r}. The first evaluation is always synchronous."
+            )
+        if not isinstance(self.cool_down, int) or self.cool_down < 0:
+            raise ScheduleError(
+                f"cool_down must be a whole number of at least 0, but is {self.cool_down!r}."
+            )
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0.0):
+            raise ScheduleError(
+                f"tolerance must be a number of at least 0, but is {self.tolerance!r}. It is the "
+                "error that an evaluation may have; 0 sets no limit."
             )
         if self.prediction and self.time_shift:
             raise ScheduleError(
@@ -70,10 +87,13 @@ class AsyncSchedule:
         """This schedule for a run of so many steps, or of a number that is not known.
 
         One synchronous evaluation for every eight steps, up to DEFAULT_WARM_UP: three would leave
-        little of the four to eight steps of a distilled model to gain from.
+        little of the four to eight steps of a distilled model to gain from. With a tolerance only
+        the first one, since the tolerance says which others.
         """
         if self.warm_up != AUTO_WARM_UP:
             return self
+        if self.tolerance:
+            return dataclasses.replace(self, warm_up=1)
         chosen = DEFAULT_WARM_UP if steps is None else math.ceil(steps / _STEPS_PER_WARM_UP)
         return dataclasses.replace(self, warm_up=min(max(1, chosen), DEFAULT_WARM_UP))
 
@@ -130,6 +150,7 @@ class Round:
     mode: Mode
     targets: tuple[Target, ...] = (HERE,)
     ahead: tuple[Work | None, ...] = ()
+    error: float | None = field(default=None, compare=False)
 
     def work(self, distance: int, lead: int = 0) -> Work | None:
         """What a stage does; None: nothing.
@@ -169,11 +190,26 @@ class Lane:
     def __post_init__(self) -> None:
         self._predicts = self.schedule.prediction and not self.is_folded
         self._predictor = Predictor(self.stride * self.num_stages)
+        self._latent: Latent | None = None  # of the evaluation that begins
+        # By the number of a round: the latents that stages were given for its result.
+        self._given: dict[int, list[Latent]] = {}
 
-    def see(self, sigma: float, latent: Latent, coming: Sequence[float] | None) -> None:
-        """An evaluation begins, of this latent."""
-        if self._predicts:
+    def see(
+        self,
+        sigma: float,
+        latent: Latent,
+        coming: Sequence[float] | None,
+        *,
+        is_replaceable: bool = True,
+    ) -> None:
+        """An evaluation begins, of this latent. Drafts may be in its place where they are good."""
+        self._latent = latent
+        if not self._predicts:
+            return
+        if is_replaceable:
             self._predictor.see(sigma, latent, coming or ())
+        else:
+            self._predictor.forget()
 
     def take_held(self, sigma: float | None) -> Any:
         """The output that the current round holds for an evaluation at `sigma`, or None.
@@ -189,17 +225,27 @@ class Lane:
             if not self._jumps_up(sigma):
                 self._refuse_stride()
             return None
+        self._latent = None
         self._advance(sigma)
         return output
 
     def next_round(
-        self, sigma: float | None, coming: Sequence[float] | None = (), *, in_sync: bool = False
+        self,
+        sigma: float | None,
+        coming: Sequence[float] | None = (),
+        *,
+        steps_left: int | None = None,
+        in_sync: bool = False,
     ) -> Round:
         """The round that begins with an evaluation at `sigma`.
+
+        It is sync in the warm-up and in the cool-down, where sigma jumps up, and where with a
+        tolerance its error is larger than that, or not known.
 
         Args:
             sigma: None if the host does not know it.
             coming: the sigmas of the evaluations after this one; None if they cannot be foreseen.
+            steps_left: how many steps the sampler has after this one; None if that is not known.
             in_sync: nothing that is stored may be used.
         """
         previous = self.last_sigma
@@ -207,9 +253,16 @@ class Lane:
             self._refuse_stride()  # `sigma` is between the steps, or it is the same step again
         coming = coming or ()
         # Where sigma jumps up noise was added: what the stages have stored is of another image.
-        is_warm = self.num_evaluations >= max(1, self.schedule.warm_up)
-        is_sync = in_sync or not is_warm or self._jumps_up(sigma)
-        span = 1 if is_sync or sigma is None else min(self.stride, 1 + len(coming))
+        error = self._error()
+        is_sync = (
+            in_sync
+            or not self._is_warm
+            or self._jumps_up(sigma)
+            or (steps_left is not None and steps_left < self.schedule.cool_down)
+            or (self.schedule.tolerance > 0.0 and not self._is_within_tolerance(error))
+        )
+        coming_async = self._before_cool_down(coming)
+        span = 1 if is_sync or sigma is None else min(self.stride, 1 + len(coming_async))
         timeline = [previous, None, *coming]  # None: this evaluation, whose inputs are at hand
         is_shifted = self.schedule.time_shift and not is_sync and previous is not None
         first = 0 if is_shifted else 1
@@ -219,9 +272,11 @@ class Lane:
             evaluation=self.num_evaluations,
             mode="sync" if is_sync else "async",
             targets=tuple(map(Target, timeline[first : first + span])),
+            error=error,
         )
         if self._predicts and not is_sync and sigma is not None:
-            round_ = self._predicting(round_, coming)
+            round_ = self._predicting(round_, coming_async)
+        self._remember(round_)
         self.num_rounds += 1
         self.sigma_before_round = previous
         self._advance(sigma)
@@ -236,15 +291,51 @@ class Lane:
             round_: the last round.
             coming: the sigmas of the evaluations after it.
         """
-        is_warm = self.num_evaluations >= max(1, self.schedule.warm_up)
-        if not (self._predicts and round_.mode == "sync" and is_warm and coming):
+        coming = self._before_cool_down(coming or ())
+        if not (self._predicts and round_.mode == "sync" and self._is_warm and coming):
             return
         for number in range(1, self.num_stages):
             work = self._work(round_, number, coming, None)
             if work is not None:
+                assert work.target.latent is not None
+                self._given[work.goal] = [work.target.latent]
                 distances = range(1, self.num_stages)
                 ahead = tuple(work if distance >= number else None for distance in distances)
                 yield dataclasses.replace(round_, targets=(), ahead=ahead)
+
+    @property
+    def _is_warm(self) -> bool:
+        return self.num_evaluations >= max(1, self.schedule.warm_up)
+
+    def _before_cool_down(self, coming: Sequence[float]) -> Sequence[float]:
+        return coming[: max(0, len(coming) - self.schedule.cool_down)]
+
+    def _is_within_tolerance(self, error: float | None) -> bool:
+        return error is not None and error <= self.schedule.tolerance
+
+    def _error(self) -> float | None:
+        """Of the evaluation that begins, if it is async."""
+        given, latent = self._given.pop(self.num_rounds, []), self._latent
+        if latent is None or not given or not all(alike(one, latent) for one in given):
+            return None
+        return max(distance(one, latent) for one in given)
+
+    def _remember(self, round_: Round) -> None:
+        """Which latents the stages are given for the next rounds.
+
+        What a stage makes `n` stages before the last one goes into the result `n` rounds later;
+        after a sync round all that went before is of no use any more.
+        """
+        latent, self._latent = self._latent, None
+        if round_.mode == "sync":
+            self._given.clear()
+        if latent is None:
+            self._given.clear()
+            return
+        for number in range(1, self.num_stages):
+            work = round_.work(number) if round_.ahead else None
+            given = latent if work is None or work.target.latent is None else work.target.latent
+            self._given.setdefault(round_.index + number, []).append(given)
 
     def _predicting(self, round_: Round, coming: Sequence[float]) -> Round:
         """The async round with drafts, where there are some."""
@@ -277,6 +368,7 @@ class Lane:
         """`round_`, the last one, was refused: no worker has seen it."""
         self.num_rounds, self.num_evaluations = round_.index, round_.evaluation
         self.last_sigma = self.sigma_before_round
+        self._given.clear()
 
     def hold(self, outputs: Sequence[Any], coming: Sequence[float]) -> None:
         """Keep what the round yields for the evaluations after its first."""

@@ -198,13 +198,8 @@ def _keep_whole(model: Any, plan: PlanRequest) -> Any:
     return model
 
 
-def with_schedule(model: Any, warm_up: int, time_shift: bool) -> Any:
-    """A clone of `model` with this schedule; a MODEL that stayed on one device, as it is.
-
-    Raises:
-        ScheduleError: `warm_up` is below 0.
-    """
-    schedule = AsyncSchedule(warm_up, time_shift)
+def with_schedule(model: Any, schedule: AsyncSchedule) -> Any:
+    """A clone of `model` with this schedule; a MODEL that stayed on one device, as it is."""
     if not isinstance(model, AsyncDiffModelPatcher):
         return model
     clone = model.clone()

@@ -62,7 +62,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         """
         patcher.__class__ = cls
         patcher.remote = remote
-        patcher.schedule = AsyncSchedule(AUTO_WARM_UP)
+        patcher.schedule = AsyncSchedule(AUTO_WARM_UP, prediction=True)
         patcher.parent = parent
         patcher.clone_base_uuid = parent.clone_base_uuid if parent else uuid.uuid4()
         devices = remote.request.devices

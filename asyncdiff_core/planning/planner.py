@@ -76,7 +76,7 @@ def predicted_speedup(
     *,
     num_conds: int,
     steps: int,
-    warm_up: int,
+    num_sync: int,
     costs: Sequence[float],
     skips: Skips = (),
 ) -> float:
@@ -86,15 +86,15 @@ def predicted_speedup(
         plan: how the model is spread.
         num_conds: conds that each step evaluates: two with classifier-free guidance, else one.
         steps: evaluations per cond.
-        warm_up: of these, the synchronous ones.
+        num_sync: of these, the synchronous ones.
         costs: what each unit costs.
         skips: as for `partition.cut`.
     """
-    warm_up = min(warm_up, steps)
+    num_sync = min(num_sync, steps)
     speeds = [1.0] * plan.stages
     share = slowest(cut(costs, speeds, skips), costs, speeds) / (sum(costs) or 1.0)
     conds = math.ceil(num_conds / plan.replicas)
-    seconds = conds * (warm_up + (steps - warm_up) * share / plan.stride)
+    seconds = conds * (num_sync + (steps - num_sync) * share / plan.stride)
     return num_conds * steps / seconds
 
 
@@ -103,7 +103,7 @@ def choose(
     *,
     num_conds: int,
     steps: int,
-    warm_up: int,
+    num_sync: int,
     costs: Sequence[float],
     skips: Skips = (),
     fits: Callable[[ParallelPlan], bool] = lambda plan: True,
@@ -117,7 +117,7 @@ def choose(
         request: what was asked for.
         num_conds: conds that each step evaluates.
         steps: evaluations per cond.
-        warm_up: of these, the synchronous ones.
+        num_sync: of these, the synchronous ones.
         costs: what each unit costs.
         skips: as for `partition.cut`.
         fits: whether the weights of a plan fit the memory of its devices. If none does, the one
@@ -132,7 +132,7 @@ def choose(
         Choice(
             plan,
             predicted_speedup(
-                plan, num_conds=num_conds, steps=steps, warm_up=warm_up, costs=costs, skips=skips
+                plan, num_conds=num_conds, steps=steps, num_sync=num_sync, costs=costs, skips=skips
             ),
         )
         for plan in plans

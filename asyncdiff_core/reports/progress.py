@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import mean, median
 
 from .report import RunReport
 
 
 def num_steps_done(report: RunReport) -> int:
     """The evaluations of the lane that is furthest; conds in lanes of their own count once."""
-    return 1 + max((index for index, *_ in report.evaluations), default=-1)
+    return 1 + max((one.index for one in report.evaluations), default=-1)
 
 
 def phase(report: RunReport) -> str:
-    """`warm-up 2/3`, or `async 14/27, 1.86x`."""
+    """`warm-up 2/3`, or `async 14/27, 1.86x`; or `sync 29/30` where that is so behind it."""
     done, warm_up, steps = num_steps_done(report), report.schedule["warm_up"], report.steps
     if steps is not None and done > steps:
         steps = None  # several evaluations per step: how many there will be is not known
     if done <= warm_up:
         return f"warm-up {done}/{warm_up if steps is None else min(warm_up, steps)}"
+    if report.evaluations[-1].mode == "sync":
+        return f"sync {done}" + ("" if steps is None else f"/{steps}")
     text = f"async {done - warm_up}" + ("" if steps is None else f"/{steps - warm_up}")
     speed_up = measured_speed_up(report)
     return text if speed_up is None else f"{text}, {speed_up:.2f}x"
@@ -31,14 +33,16 @@ def gain(report: RunReport) -> str:
     """
     done = num_steps_done(report)
     replicas = report.plan.get("replicas", 1)
-    num_async = len({index for index, _, mode, *_ in report.evaluations if mode == "async"})
+    num_async = len({one.index for one in report.evaluations if one.mode == "async"})
     beside = f", on {replicas} replicas" if replicas > 1 else ""
     if not num_async:
         if replicas > 1:
             return f"{_steps(done)} on {replicas} replicas"
         if report.plan.get("stages", 1) < 2:
             return f"{_steps(done)} on one device, no gain"
-        return f"no gain: the warm-up was all of {_steps(done)}"
+        if done <= report.schedule["warm_up"]:
+            return f"no gain: the warm-up was all of {_steps(done)}"
+        return f"no gain: all {_steps(done)} were synchronous, see cool_down and tolerance"
     speed_up = measured_speed_up(report)
     if speed_up is None:
         return f"{_steps(done)}, {num_async} of them asynchronous{beside}"
@@ -61,16 +65,17 @@ def measured_speed_up(report: RunReport) -> float | None:
     """
     ends: dict[int, float] = {}
     starts: dict[int, float] = {}
-    last_sync = -1
-    for index, _, mode, start, end in report.evaluations:
-        ends[index] = max(end, ends.get(index, end))
-        starts[index] = min(start, starts.get(index, start))
-        if mode == "sync":
-            last_sync = max(last_sync, index)
-    last = max(ends, default=-1)
-    # The rounds of a stride end together, so a single one of its steps says nothing.
-    if last_sync < 0 or last - last_sync < 2 or len(ends) != last + 1:
+    is_sync: dict[int, bool] = {}
+    for one in report.evaluations:
+        ends[one.index] = max(one.end, ends.get(one.index, one.end))
+        starts[one.index] = min(one.start, starts.get(one.index, one.start))
+        is_sync[one.index] = one.mode == "sync" or is_sync.get(one.index, False)
+    if len(ends) != max(ends, default=-1) + 1:
         return None
-    sync = [ends[i] - ends[i - 1] for i in range(1, last_sync + 1)] or [ends[0] - starts[0]]
-    seconds = (ends[last] - ends[last_sync]) / (last - last_sync)
-    return median(sync) / seconds if seconds > 0 else None
+    sync = [ends[i] - ends[i - 1] for i in range(1, len(ends)) if is_sync[i]]
+    # The rounds of a stride end together, so a single one of its steps says nothing.
+    others = [ends[i] - ends[i - 1] for i in range(1, len(ends)) if not is_sync[i]]
+    if len(others) < 2 or not is_sync[0]:
+        return None
+    seconds = mean(others)
+    return median(sync or [ends[0] - starts[0]]) / seconds if seconds > 0 else None

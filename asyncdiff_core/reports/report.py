@@ -31,6 +31,22 @@ class Span:
     end: float
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation, as the sampler saw it: from its question to its answer.
+
+    `error`: how far the latents that stages had worked on were from its own, relative and L2, or
+    would have been if it had been async; None where that is not known.
+    """
+
+    index: int
+    lane: int
+    mode: Mode
+    start: float
+    end: float
+    error: float | None = None
+
+
 @dataclass
 class WorkerReport:
     """One worker: who it is, what it holds, what it did."""
@@ -66,7 +82,7 @@ class RunReport:
     cold: bool
     end: float = 0.0
     first_step: float | None = None
-    evaluations: list[tuple[int, int, Mode, float, float]] = field(default_factory=list)
+    evaluations: list[Evaluated] = field(default_factory=list)
     workers: Sequence[WorkerReport] = ()
     refused_stride: bool = False
     steps: int | None = None
@@ -88,8 +104,8 @@ class RunReport:
             "cold": self.cold,
             "refused_stride": self.refused_stride,
             "evaluations": [
-                {"index": i, "lane": lane, "mode": mode, "start": a - origin, "end": b - origin}
-                for i, lane, mode, a, b in self.evaluations
+                {**vars(one), "start": one.start - origin, "end": one.end - origin}
+                for one in self.evaluations
             ],
             "workers": [
                 {

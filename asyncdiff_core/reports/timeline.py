@@ -141,8 +141,10 @@ def _draw_header(image: Image.Image, report: Report) -> None:
     if plan["stride"] > 1:
         title += f", stride {plan['stride']}"
     title += f" on {', '.join(plan['devices'])}; warm-up {schedule['warm_up']}"
-    if schedule["time_shift"]:
-        title += ", time shift"
+    title += ", predicted latents" if schedule["prediction"] else ""
+    title += ", time shift" if schedule["time_shift"] else ""
+    title += f", cool-down {schedule['cool_down']}" if schedule["cool_down"] else ""
+    title += f", tolerance {schedule['tolerance']:g}" if schedule["tolerance"] else ""
     draw.text((MARGIN, 14), title, fill=TEXT, font=_font(TITLE_SIZE))
 
     draw.text((MARGIN, 40), "; ".join(_figures(report)), fill=FAINT_TEXT, font=_font(TEXT_SIZE))
@@ -164,6 +166,9 @@ def _figures(report: Report) -> Iterator[str]:
     if report["seconds_to_first_step"] is not None:
         state = "cold" if report["cold"] else "warm"
         yield f"first step after {report['seconds_to_first_step']:.2f} s ({state})"
+    errors = [e["error"] for e in report["evaluations"] if e["mode"] == "async" and e["error"]]
+    if errors:
+        yield f"error at most {max(errors):.2%}"
     step = step_seconds_after_warm_up(report)
     busy = slowest_stage_busy_seconds(report)
     if step and busy:

@@ -18,7 +18,7 @@ from ..algorithm.schedule import AsyncSchedule, Round, Work
 from ..algorithm.stages import Stage
 from ..log import get_logger
 from ..planning.plan import ParallelPlan
-from ..reports.report import RunReport
+from ..reports.report import Evaluated, RunReport
 from ..settings import timeout_seconds
 from ..wire import requests
 from ..wire.inputs import InputEncoder, difference
@@ -315,7 +315,12 @@ class WorkerGroup(Evaluator):
         assert report is not None
         report.first_step = report.first_step or end
         evaluation = round_.evaluation + number
-        report.evaluations.append((evaluation, round_.lane, round_.mode, start, end))
+        report.evaluations.append(
+            Evaluated(
+                *(evaluation, round_.lane, round_.mode, start, end),
+                error=None if number else round_.error,
+            )
+        )
         self._lane_bytes = max(self._lane_bytes, result.lane_bytes)
         return result.output
 

@@ -56,7 +56,7 @@ def _run(group: WorkerGroup) -> dict[str, Any] | None:
         "warm_up": report.schedule["warm_up"],
         "steps": report.steps,
         "evaluations": num_steps_done(report),
-        "mode": evaluations[-1][2] if evaluations else None,
+        "mode": evaluations[-1].mode if evaluations else None,
     }
 
 

@@ -37,6 +37,7 @@ def main() -> None:
         "--size", type=size, default=(512, 512), metavar="WxH", help="in pixels, for --checkpoint"
     )
     parser.add_argument("--num-prompts", type=int, default=100)
+    parser.add_argument("--skip-prompts", type=int, default=0, help="so many at the beginning")
     parser.add_argument("--seeds", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--cfg", type=float)
@@ -53,7 +54,12 @@ def main() -> None:
     for path in (options.checkpoint, options.prompts):
         if path and not path.is_file():
             parser.error(f"{path} is no file")
-    if options.num_prompts < 1 or options.seeds < 1 or options.steps < 2:
+    if (
+        options.num_prompts < 1
+        or options.seeds < 1
+        or options.steps < 2
+        or options.skip_prompts < 0
+    ):
         parser.error("there must be a prompt, a seed and two steps at least")
     enter_comfyui(options.comfyui, options.device)
     from .laboratory import Laboratory

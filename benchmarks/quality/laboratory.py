@@ -15,7 +15,7 @@ import torch
 from . import metrics, report
 from .report import Result
 from .sampling import Bench, Drift, Sampler
-from .settings import Setting, default_settings, with_baselines
+from .settings import Setting, baselines, default_settings
 from .subjects import Checkpoint, Shapes, Subject
 from .timing import measured_speedups
 
@@ -38,7 +38,7 @@ class Laboratory:
             for setting in default_settings()
             if setting.stages <= self.bench.num_units and setting.replicas <= self.num_conds
         ]
-        self.settings = with_baselines(chosen, options.steps, self.num_conds)
+        self.settings = list(chosen)
 
     def run(self) -> None:
         """Sample everything, and write the results."""
@@ -47,11 +47,10 @@ class Laboratory:
             say(f"{self.subject.name}: the full run, {self.options.steps} steps")
             self.stock = self._sample(Setting(steps=self.options.steps))
             results = [self._full_run()]
-            for index, setting in enumerate(self.settings, start=1):
-                results.append(self._try(setting))
-                shown = results[-1].metrics
-                figures = ", ".join(f"{k} {v:.3g}" for k, v in shown.items() if v is not None)
-                say(f"{index}/{len(self.settings)} {setting.name}: {figures or 'equal'}")
+            results += map(self._try, self.settings)
+            # For each, the stock sampler with as many steps as fit its ideal time.
+            faster = [r.ideal_speedup for r in results if not r.setting.is_stock]
+            results += map(self._try, baselines(faster, self.options.steps))
             if self.options.measure:
                 self._measure(results)
         title = (
@@ -59,22 +58,22 @@ class Laboratory:
             f"{self.options.sampler}, {self.options.steps} steps"
         )
         (self.out / "quality.json").write_text(json.dumps(self._as_json(results), indent=1) + "\n")
-        steps, conds = self.options.steps, self.num_conds
+        steps = self.options.steps
         (self.out / "quality.md").write_text(
             f"# {title}\n\n{report.table(results)}\n"
             "## At equal ideal time: AsyncDiff / the stock sampler with fewer steps\n\n"
-            f"{report.equal_time_table(results, steps, conds)}"
+            f"{report.equal_time_table(results, steps)}"
         )
         report.plot_quality(results, title, self.out / "quality.png")
-        full = Setting(steps=steps)
-        report.plot_pictures(self.shown, full, conds, self.out / "pictures.png")
+        report.plot_pictures(self.shown, results, self.out / "pictures.png")
         if any(result.drift for result in results):
             report.plot_drift(results, title, self.out / "drift.png")
         print(f"\n{report.table(results)}\nTables, plots and quality.json are in {self.out}")
 
     def _full_run(self) -> Result:
         extra = self.subject.judge(self.stock["pictures"], self.stock["pictures"])
-        metrics = {"psnr": None, "ssim": None, "latent_psnr": None, **extra}
+        same = dict.fromkeys(("psnr", "ssim", "latent_psnr", "latent_median", "latent_worst"))
+        metrics = {**same, **extra}
         return Result(Setting(steps=self.options.steps), 1.0, metrics)
 
     def _try(self, setting: Setting) -> Result:
@@ -85,12 +84,15 @@ class Laboratory:
         values = {
             "psnr": metrics.psnr(found["pictures"], stock["pictures"], 1.0),
             "ssim": metrics.ssim(found["pictures"], stock["pictures"]),
-            "latent_psnr": metrics.psnr(
-                found["latents"], latents, float(latents.max() - latents.min())
-            ),
+            **metrics.latent_psnr(found["latents"], latents),
             **self.subject.judge(found["pictures"], stock["pictures"]),
         }
-        ideal = setting.ideal_speedup(self.options.steps, self.num_conds)
+        steps, num_sync = self.options.steps, None
+        if setting.tolerance and drift.num_evaluations:
+            num_sync = steps * drift.num_sync / drift.num_evaluations
+        ideal = setting.ideal_speedup(steps, self.num_conds, num_sync)
+        figures = ", ".join(f"{k} {v:.3g}" for k, v in values.items() if v is not None)
+        say(f"{setting.name}, {ideal:.2f}x: {figures or 'equal'}")
         return Result(setting, ideal, values, drift.mean())
 
     def _sample(self, setting: Setting, drift: Drift | None = None) -> dict[str, Any]:
@@ -133,9 +135,10 @@ def make_subject(options: argparse.Namespace) -> Subject:
     cfg = options.cfg or (7.0 if options.checkpoint else 4.0)
     sampler = Sampler(options.sampler, options.scheduler, options.steps, cfg)
     if not options.checkpoint:
-        return Shapes(sampler, min(options.num_prompts, 100), options.seeds)
+        return Shapes(sampler, options.num_prompts, options.seeds, skip=options.skip_prompts)
     lines = options.prompts.read_text(encoding="utf-8").splitlines()
-    prompts = [line.strip() for line in lines if line.strip()][: options.num_prompts]
+    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = prompts[options.skip_prompts :][: options.num_prompts]
     if not prompts:
         sys.exit(f"{options.prompts} has no prompt in it")
     return Checkpoint(

@@ -19,6 +19,22 @@ def psnr(ours: np.ndarray, stock: np.ndarray, data_range: float) -> float | None
     return float(peak_signal_noise_ratio(stock, ours, data_range=data_range))
 
 
+def latent_psnr(ours: np.ndarray, stock: np.ndarray) -> dict[str, float | None]:
+    """PSNR of latents [batch, ...] over all of them, and the median and the worst of one picture.
+
+    The one over all of them is ruled by a picture that turns out another one.
+    """
+    data_range = float(stock.max() - stock.min())
+    each = [psnr(*pair, data_range) for pair in zip(ours, stock, strict=True)]
+    values = [math.inf if value is None else value for value in each]
+    median, worst = float(np.median(values)), min(values)
+    return {
+        "latent_psnr": psnr(ours, stock, data_range),
+        "latent_median": median if math.isfinite(median) else None,
+        "latent_worst": worst if math.isfinite(worst) else None,
+    }
+
+
 def ssim(ours: np.ndarray, stock: np.ndarray) -> float:
     """Structural similarity, the mean over pictures [batch, height, width, 3] in 0..1."""
     pairs = zip(stock, ours, strict=True)

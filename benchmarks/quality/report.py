@@ -16,12 +16,14 @@ import numpy as np
 
 from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
 
-from .settings import Setting, equal_time_steps
+from .settings import Setting, baselines, equal_time_steps
 
 COLUMNS = (  # key, heading, format, whether more is better
     ("psnr", "PSNR (dB)", "{:.1f}", True),
     ("ssim", "SSIM", "{:.3f}", True),
     ("latent_psnr", "PSNR of the latent (dB)", "{:.1f}", True),
+    ("latent_median", "of a picture, median", "{:.1f}", True),
+    ("latent_worst", "worst", "{:.1f}", True),
     ("accuracy", "accuracy", "{:.1%}", True),
     ("frechet", "Fréchet distance", "{:.2f}", False),
     ("lpips", "LPIPS", "{:.3f}", False),
@@ -79,7 +81,7 @@ def _cell(value: float | None, form: str) -> str:
     return "equal" if value is None else form.format(value)
 
 
-def equal_time_table(results: Sequence[Result], steps: int, num_conds: int) -> str:
+def equal_time_table(results: Sequence[Result], steps: int) -> str:
     """Each setting against the stock sampler with as many steps as fit its ideal time."""
     fewer = {r.setting.steps: r for r in results if r.setting.steps is not None}
     known = set().union(*(result.metrics for result in results))
@@ -89,7 +91,7 @@ def equal_time_table(results: Sequence[Result], steps: int, num_conds: int) -> s
         setting = result.setting
         if setting.steps is not None or setting.is_stock:
             continue
-        count = equal_time_steps(setting, steps, num_conds)
+        count = equal_time_steps(steps, result.ideal_speedup)
         cells = [setting.name, str(count)]
         for key, _, form, more_is_better in columns:
             ours, theirs = result.metrics.get(key), fewer[count].metrics.get(key)
@@ -108,7 +110,7 @@ def _is_better(ours: float | None, theirs: float | None, more_is_better: bool) -
 def plot_quality(results: Sequence[Result], title: str, path: Path) -> None:
     """Every measure against the ideal speed-up, and against the measured one where there is one."""
     known = set().union(*(result.metrics for result in results))
-    columns = [c for c in COLUMNS if c[0] in known and c[0] != "latent_psnr"]
+    columns = [c for c in COLUMNS if c[0] in known and "latent" not in c[0]]
     figure, grid = plt.subplots(1, len(columns), figsize=(5.2 * len(columns), 4.6), squeeze=False)
     for axes, (key, heading, _, more_is_better) in zip(grid[0], columns, strict=True):
         _plot_measure(axes, results, key)
@@ -163,21 +165,21 @@ def _plot_measure(axes: Any, results: Sequence[Result], key: str) -> None:
 
 
 def plot_pictures(
-    pictures: Mapping[Setting, np.ndarray], full: Setting, num_conds: int, path: Path
+    pictures: Mapping[Setting, np.ndarray], results: Sequence[Result], path: Path
 ) -> None:
     """The first pictures of the full run, and of each plan beside those of its baseline.
 
     Args:
         pictures: by setting, [batch, height, width, 3].
-        full: the full run's.
-        num_conds: conds that each step evaluates.
+        results: of all settings, the full run's first.
         path: of the picture that is written.
     """
-    steps = full.steps or 0
+    full = results[0].setting
+    speedups = {result.setting: result.ideal_speedup for result in results}
     rows = [full]
-    for setting in pictures:
+    for setting, speedup in speedups.items():
         if setting.warm_up == DEFAULT_WARM_UP and not (setting.is_stock or setting.is_reference):
-            rows += [setting, Setting(steps=equal_time_steps(setting, steps, num_conds))]
+            rows += [setting, *baselines([speedup], full.steps or 1)]
     columns = len(pictures[full])
     height, width = pictures[full].shape[1:3]
     size = (1.2 + columns * width / height, len(rows))
@@ -186,7 +188,7 @@ def plot_pictures(
         for axes, picture in zip(axes_row, pictures[setting], strict=True):
             axes.imshow(picture)
             axes.set(xticks=[], yticks=[])
-        label = f"{setting.name}\n{setting.ideal_speedup(steps, num_conds):.2f}x"
+        label = f"{setting.name}\n{speedups[setting]:.2f}x"
         axes_row[0].set_ylabel(label, rotation=0, ha="right", va="center", size=8)
     figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=100)

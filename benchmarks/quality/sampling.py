@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 
 from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
 from asyncdiff_core.algorithm.oracle import Message, Oracle
-from asyncdiff_core.algorithm.schedule import AsyncSchedule, Round
+from asyncdiff_core.algorithm.schedule import Round
 from asyncdiff_core.algorithm.stage import StagedModel
 from asyncdiff_core.algorithm.stages import Stage
 from asyncdiff_core.algorithm.trunk import Trunk
@@ -61,12 +61,18 @@ class Drift:
     """How far each activation that crosses a cut is from the fresh one, by evaluation.
 
     `values`: (stage that receives it, evaluation) -> relative L2 distances, one per lane and batch.
+    `num_sync`: how many of `num_evaluations` were synchronous.
     """
 
     values: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    num_sync: int = 0
+    num_evaluations: int = 0
 
     def observe(self, round_: Round, stale: list[Message], fresh: list[Message]) -> None:
-        if round_.mode == "async":
+        self.num_evaluations += len(round_.targets)
+        if round_.mode == "sync":
+            self.num_sync += len(round_.targets)
+        else:
             for stage, (before, now) in enumerate(zip(stale, fresh, strict=True)):
                 if now:
                     distances = self.values.setdefault((stage, round_.evaluation), [])
@@ -128,7 +134,7 @@ class Bench:
 
     def oracle(self, stages: tuple[Stage, ...], setting: Setting, drift: Drift) -> Oracle:
         oracle = Oracle(self._staged, stages, setting.stride, drift.observe)
-        oracle.begin_run(AsyncSchedule(setting.warm_up, setting.time_shift, setting.prediction))
+        oracle.begin_run(setting.schedule)
         return oracle
 
 

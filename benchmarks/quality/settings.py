@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
+from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP, AsyncSchedule
 
 WARM_UPS = (1, 2, 3, 5, 9)
 
 FORM = re.compile(
-    r"N(?P<stages>\d+) S(?P<stride>\d+)( R(?P<replicas>\d+))? w(?P<warm_up>\d+)(?P<shift> shift)?"
+    r"N(?P<stages>\d+) S(?P<stride>\d+)( R(?P<replicas>\d+))? w(?P<warm_up>\d+)"
+    r"( c(?P<cool_down>\d+))?( t(?P<tolerance>[\d.]+))?(?P<shift> shift)?"
     r"(?P<prediction> draft)?(?P<reference> reference)?|(?P<steps>\d+) steps"
 )
 
@@ -22,8 +23,9 @@ class Setting:
     """One way to sample.
 
     Attributes:
-        stages, stride, replicas, warm_up, time_shift, prediction: of AsyncDiff; one stage without
-            stride is the stock sampler, or CFG replicas of it.
+        stages, stride, replicas: the plan; one stage without stride is the stock sampler, or CFG
+            replicas of it.
+        warm_up, time_shift, prediction, cool_down, tolerance: of the schedule.
         steps: if given, the stock sampler with so many steps: what one can do without AsyncDiff.
         is_reference: follow the reference implementation where its schedule differs: with a
             stride of 2 and an even warm-up, the first evaluation after the warm-up repeats the
@@ -38,6 +40,8 @@ class Setting:
     steps: int | None = None
     is_reference: bool = False
     prediction: bool = False
+    cool_down: int = 0
+    tolerance: float = 0.0
 
     @classmethod
     def parse(cls, name: str) -> Setting:
@@ -59,6 +63,8 @@ class Setting:
             time_shift=bool(match["shift"]),
             is_reference=bool(match["reference"]),
             prediction=bool(match["prediction"]),
+            cool_down=int(match["cool_down"] or 0),
+            tolerance=float(match["tolerance"] or 0.0),
         )
 
     @property
@@ -66,9 +72,17 @@ class Setting:
         if self.steps is not None:
             return f"{self.steps} steps"
         replicas = f" R{self.replicas}" if self.replicas > 1 else ""
-        ends = " shift" * self.time_shift + " draft" * self.prediction
+        ends = f" c{self.cool_down}" if self.cool_down else ""
+        ends += f" t{self.tolerance:g}" if self.tolerance else ""
+        ends += " shift" * self.time_shift + " draft" * self.prediction
         ends += " reference" * self.is_reference
         return f"N{self.stages} S{self.stride}{replicas} w{self.warm_up}{ends}"
+
+    @property
+    def schedule(self) -> AsyncSchedule:
+        return AsyncSchedule(
+            self.warm_up, self.time_shift, self.prediction, self.cool_down, self.tolerance
+        )
 
     @property
     def is_stock(self) -> bool:
@@ -79,19 +93,21 @@ class Setting:
     def num_devices(self) -> int:
         return self.replicas * (self.stages + self.stride - 1)
 
-    def ideal_speedup(self, steps: int, num_conds: int = 2) -> float:
+    def ideal_speedup(self, steps: int, num_conds: int = 2, num_sync: float | None = None) -> float:
         """How much faster than one device it is with balanced stages and no overhead.
 
         Args:
             steps: evaluations of the full run.
             num_conds: conds in each evaluation; no more replicas than these have work.
+            num_sync: the synchronous evaluations, which follow from the images with a tolerance.
         """
         if self.steps is not None:
             return steps / self.steps
         share = math.ceil(num_conds / self.replicas) / num_conds
-        warm_up = min(self.warm_up, steps)
-        rounds = math.ceil((steps - warm_up) / self.stride)
-        return steps / (share * (warm_up + rounds / self.stages))
+        if num_sync is None:
+            num_sync = min(self.warm_up + self.cool_down, steps)
+        rounds = math.ceil((steps - num_sync) / self.stride)
+        return steps / (share * (num_sync + rounds / self.stages))
 
 
 def default_settings() -> list[Setting]:
@@ -105,12 +121,12 @@ def default_settings() -> list[Setting]:
     return [*settings, Setting(replicas=2), Setting(2, replicas=2, warm_up=DEFAULT_WARM_UP)]
 
 
-def with_baselines(settings: Sequence[Setting], steps: int, num_conds: int) -> list[Setting]:
-    """`settings`, and for each the stock sampler with as many steps as fit its ideal time."""
-    fewer = {equal_time_steps(s, steps, num_conds) for s in settings if not s.is_stock}
-    return [*settings, *(Setting(steps=count) for count in sorted(fewer, reverse=True))]
+def baselines(speedups: Iterable[float], steps: int) -> list[Setting]:
+    """For each speed-up the stock sampler with as many steps as fit its time."""
+    counts = {equal_time_steps(steps, speedup) for speedup in speedups}
+    return [Setting(steps=count) for count in sorted(counts, reverse=True)]
 
 
-def equal_time_steps(setting: Setting, steps: int, num_conds: int) -> int:
-    """The number of stock steps that take at least the ideal time of `setting`."""
-    return math.ceil(steps / setting.ideal_speedup(steps, num_conds) - 1e-9)
+def equal_time_steps(steps: int, ideal_speedup: float) -> int:
+    """The number of stock steps that take at least the time of `steps` so much faster."""
+    return math.ceil(steps / ideal_speedup - 1e-9)

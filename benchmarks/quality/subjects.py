@@ -70,14 +70,15 @@ class Shapes(Subject):
     """The demonstration's model, on prompts that it has not been trained with.
 
     Args:
-        num_prompts: at most a hundred.
+        num_prompts: of the hundred that there are.
         seeds: pictures per prompt.
+        skip: so many prompts at the beginning.
     """
 
     BATCH = 25
     SHIFT = 3.0  # of the sigmas, as in the demonstration's workflow
 
-    def __init__(self, sampler: Sampler, num_prompts: int, seeds: int) -> None:
+    def __init__(self, sampler: Sampler, num_prompts: int, seeds: int, skip: int = 0) -> None:
         from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
         self.name = "demonstration model"
@@ -86,7 +87,7 @@ class Shapes(Subject):
         self.sampler = sampler
         self._codec = Codec.load(WEIGHTS / CODEC)
         self._seeds = seeds
-        held_out = split()[1][:num_prompts]
+        held_out = split()[1][skip : min(100, skip + num_prompts)]
         self._scenes = [scene for _ in range(seeds) for scene in held_out]
         self.prompts = [scene.prompt for scene in self._scenes]
         features = Features.load(WEIGHTS / CLASSIFIER)

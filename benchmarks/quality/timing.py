@@ -46,7 +46,7 @@ def measured_speedups(
                 stride=setting.stride,
             )
             model = parallelize(subject.model, plan)
-            model = with_schedule(model, setting.warm_up, setting.time_shift)
+            model = with_schedule(model, setting.schedule)
             subject.sampler.sample(model, *batch, steps=max(3, setting.warm_up + 1))
             subject.sampler.sample(subject.model, *batch, steps=2)
             ratios = [seconds(subject.model) / seconds(model) for _ in range(REPEATS)]

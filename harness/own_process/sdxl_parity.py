@@ -107,11 +107,11 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             for workers in (2, 3, 4):
                 model = parallelize(stock_model, plan_for(",".join(["cpu"] * workers)))
                 name = f"N={workers} {batch}"
-                full = sample(with_schedule(model, steps, False), unbatched)
+                full = sample(with_schedule(model, AsyncSchedule(steps)), unbatched)
                 held[f"{name} full warm-up equals stock"] = torch.equal(full, stock)
                 stages = POOL.peek(model.remote.key).holdings.stages
                 for warm_up in (1, 3):
-                    scheduled = with_schedule(model, warm_up, False)
+                    scheduled = with_schedule(model, AsyncSchedule(warm_up))
                     ours = sample(scheduled, unbatched)
                     reference = sample(oracle_model(stages, warm_up), unbatched)
                     name = f"N={workers} {batch} warm_up={warm_up}"
@@ -130,7 +130,9 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             unbatched = replicas > 1
             stock = sample(stock_model, unbatched)
             for warm_up, shift, how in runs:
-                ours = sample(with_schedule(model, warm_up, shift), unbatched=False, **how)
+                ours = sample(
+                    with_schedule(model, AsyncSchedule(warm_up, shift)), unbatched=False, **how
+                )
                 cuts = POOL.peek(model.remote.key).holdings.stages
                 oracle = oracle_model(cuts, warm_up, stride, shift)
                 name = f"N={stages} S={stride} R={replicas} warm_up={warm_up} shift={shift} {how}"
@@ -138,7 +140,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
                 held[f"{name} equals oracle"] = torch.equal(ours, expected)
             if stages == 1 and stride == 1:
                 held["replicas alone equal stock"] = torch.equal(
-                    sample(with_schedule(model, 1, False), unbatched=False), stock
+                    sample(with_schedule(model, AsyncSchedule(1)), unbatched=False), stock
                 )
     POOL.close()
     print(json.dumps(held))

@@ -1,5 +1,6 @@
 """A group of real workers gives the oracle's bits, whatever is asked of it between two runs."""
 
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -119,7 +120,7 @@ def test_modes_may_alternate(shared_group: Any, name: str, num_stages: int) -> N
     synchronous = plain(name, calls)
     found = {i // 2 for i in range(24) if torch.equal(outputs[i], synchronous[i])}
     assert found == {0, 3, 4, 6, 9}
-    assert {index for index, _, mode, *_ in report.evaluations if mode == "sync"} == found
+    assert {one.index for one in report.evaluations if one.mode == "sync"} == found
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -574,17 +575,17 @@ def test_the_report_says_what_was_done(shared_group: Any) -> None:
     _, report = run(group, AsyncSchedule(warm_up=2), calls)
     assert report.model == "Chain" and not report.cold
     assert report.plan == {"devices": ["cpu", "cpu"], "stages": 2, "replicas": 1, "stride": 1}
-    assert report.schedule == {"warm_up": 2, "time_shift": False, "prediction": False}
+    assert report.schedule == dataclasses.asdict(AsyncSchedule(warm_up=2))
     done = [(0, 0, "sync"), (0, 1, "sync"), (1, 0, "sync"), (1, 1, "sync")]
     done += [(2, 0, "async"), (2, 1, "async")]
-    assert [one[:3] for one in report.evaluations] == done
+    assert [(one.index, one.lane, one.mode) for one in report.evaluations] == done
     moments = [
         report.start,
-        *(clock for one in report.evaluations for clock in one[3:]),
+        *(clock for one in report.evaluations for clock in (one.start, one.end)),
         report.end,
     ]
     assert moments == sorted(moments)
-    assert report.first_step == report.evaluations[0][4]
+    assert report.first_step == report.evaluations[0].end
     for rank, worker in enumerate(report.workers):
         assert (worker.rank, worker.stage, worker.replica, worker.device) == (rank, rank, 0, "cpu")
         assert [(s.index, s.lane, s.mode) for s in worker.spans] == done

@@ -89,7 +89,7 @@ def test_a_sampler_that_allows_no_stride(placed: tuple[str, WorkerGroup]) -> Non
             assert torch.equal(ours, expected), i
         report: Any = group.end_run()
     assert report.refused_stride == (group.plan.stride > 1)
-    modes = [mode for _, _, mode, _, _ in report.evaluations]
+    modes = [one.mode for one in report.evaluations]
     assert [i for i, mode in enumerate(modes) if mode == "sync"] == [0, 5]
 
 

@@ -44,7 +44,10 @@ def call(name: str, i: int, lane: int, noise: float, sigmas: list[float] | None 
         return (x.clone() if latent is None else latent[0], torch.full((2,), other)), kwargs
 
     coming = tuple(SIGMAS[SIGMAS.index(sigma) + 1 :]) if sigma in SIGMAS else None
-    return Call(f"cond {lane}", *at(sigma), Forecast(sigma, coming, at, (x,)), lane)
+    left = sum(one < sigma for one in SIGMAS)
+    return Call(
+        f"cond {lane}", *at(sigma), Forecast(sigma, coming, at, (x,), steps_left=left), lane
+    )
 
 
 @pytest.fixture(scope="module", params=PLACES, ids=str)
@@ -87,6 +90,23 @@ def test_group_equals_oracle(placed: tuple[str, WorkerGroup], warm_up: int, nois
     is_same = all(map(torch.equal, outputs, plain))
     # Nothing is predicted in a fold, and nothing that cannot be foreseen.
     assert is_same == (placed[1].is_folded or (noise == 1.0 and is_same))
+
+
+@pytest.mark.parametrize("prediction", [False, True])
+@pytest.mark.parametrize(("cool_down", "tolerance"), [(1, 0.0), (3, 0.0), (0, 0.05), (2, 0.3)])
+def test_cool_down_and_tolerance(
+    placed: tuple[str, WorkerGroup], prediction: bool, cool_down: int, tolerance: float
+) -> None:
+    schedule = AsyncSchedule(1, False, prediction, cool_down, tolerance)
+    _, report = both(placed, schedule, 0.02, SIGMAS)
+    stride = placed[1].plan.stride
+    for one in report.evaluations:
+        if one.index == 0 or one.index >= STEPS - cool_down:
+            assert one.mode == "sync"
+        elif tolerance and one.error is not None:
+            assert (one.mode == "async") == (one.error <= tolerance)
+        elif stride == 1 and placed[1].plan.stages > 1:
+            assert one.mode == "async" and one.error is not None
 
 
 def test_the_error_is_that_of_the_draft(placed: tuple[str, WorkerGroup]) -> None:

@@ -146,7 +146,7 @@ def scaled(x: torch.Tensor, sigma: float) -> torch.Tensor:
 def test_a_draft_is_scaled_for_its_sigma(dtype: torch.dtype) -> None:
     sampled, draft = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     forecast = with_latent(scaled(sampled, 0.5).to(dtype), sampled)
-    assert forecast.latent[0] is sampled
+    assert forecast.latent[0] is sampled and forecast.is_replaceable
     (x, t), _ = forecast.at(0.25, (draft,))
     assert torch.equal(x, scaled(draft, 0.25).to(dtype)) and t[0] == 250.0
     (x, _), _ = forecast.at(0.25, None)
@@ -174,7 +174,7 @@ def test_video_and_audio_are_one_latent_of_the_sampler() -> None:
 
 
 @pytest.mark.parametrize("what", ["scaled otherwise", "half", "other shape", "unknown", "off"])
-def test_what_the_input_cannot_be_made_of_is_not_told(what: str) -> None:
+def test_what_the_input_cannot_be_made_of_is_not_replaced(what: str) -> None:
     """So nothing is predicted, rather than something else."""
     sampled: torch.Tensor | None = torch.randn(2, 4, 3)
     x = scaled(sampled, 0.5)
@@ -186,7 +186,9 @@ def test_what_the_input_cannot_be_made_of_is_not_told(what: str) -> None:
         sampled = sampled.half()
     if what == "unknown":
         sampled = None
-    assert with_latent(x, sampled, predicts=what != "off").latent is None
+    forecast = with_latent(x, sampled, predicts=what != "off")
+    assert not forecast.is_replaceable
+    assert forecast.latent is None if sampled is None else forecast.latent[0] is sampled
 
 
 def test_a_part_of_the_batch_has_its_part_of_the_latent() -> None:

@@ -18,7 +18,7 @@ from asyncdiff_core.comfyui.model.layouts import LAYOUTS, REFUSED
 from asyncdiff_core.comfyui.run import history
 from asyncdiff_core.planning.plan import ParallelPlan
 from asyncdiff_core.planning.planner import predicted_speedup
-from asyncdiff_core.reports.report import RunReport, Span, WorkerReport
+from asyncdiff_core.reports.report import Evaluated, RunReport, Span, WorkerReport
 from dev import COMMANDS
 from harness.module_table import CORE, FOLDERS, put_into
 
@@ -134,7 +134,7 @@ def fields(heading: str) -> set[str]:
 def run(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A run as `GET /asyncdiff/report` gives it."""
     report = RunReport("Chain", plan={}, schedule={}, start=1.0, cold=True)
-    report.evaluations = [(0, 0, "sync", 1.0, 2.0)]
+    report.evaluations = [Evaluated(0, 0, "sync", 1.0, 2.0)]
     report.workers = [
         WorkerReport(
             *(0, 0, 0, "cpu", 77),
@@ -237,7 +237,7 @@ def test_the_ideal_times_follow_from_the_formula() -> None:
         stages, stride, replicas = map(int, shape.removesuffix(" (with CFG)").split(", "))
         plan = ParallelPlan(("cpu",) * int(devices), stages, replicas, stride)
         ideal = [
-            predicted_speedup(plan, num_conds=2, steps=steps, warm_up=warm_up, costs=[1.0] * 12)
+            predicted_speedup(plan, num_conds=2, steps=steps, num_sync=warm_up, costs=[1.0] * 12)
             for steps, warm_up in runs
         ]
         assert speedups == [f"{speedup:.2f}x" for speedup in ideal]

@@ -16,7 +16,7 @@ import pytest
 from asyncdiff_core.errors import PlanError
 from asyncdiff_core.planning.plan import parse_devices
 from asyncdiff_core.reports.progress import phase
-from asyncdiff_core.reports.report import RunReport
+from asyncdiff_core.reports.report import Evaluated, RunReport
 from asyncdiff_core.reports.timeline import tick_interval
 from asyncdiff_core.workers.status import GroupState, WorkerState
 
@@ -78,7 +78,8 @@ def test_the_types_name_the_states_that_the_server_has() -> None:
 def test_both_say_the_same_of_a_run() -> None:
     """The panel, and the node's text; of a speed-up only that tells."""
     runs = [
-        {"evaluations": done, "warm_up": warm_up, "steps": steps}
+        {"evaluations": done, "warm_up": warm_up, "steps": steps, "mode": mode}
+        for mode in ("sync", "async")
         for done in (1, 2, 3, 4, 9, 30)
         for warm_up in (1, 3, 8, 100)
         for steps in (None, 2, 3, 8, 30)
@@ -87,7 +88,9 @@ def test_both_say_the_same_of_a_run() -> None:
     for run in runs:
         report = RunReport("Toy", {}, {"warm_up": run["warm_up"]}, start=0.0, cold=False)
         report.steps = run["steps"]
-        report.evaluations = [(i, 0, "sync", 0.0, 0.0) for i in range(run["evaluations"])]
+        report.evaluations = [
+            Evaluated(i, 0, run["mode"], 0.0, 0.0) for i in range(run["evaluations"])
+        ]
         expected.append(phase(report))
     assert in_javascript("panel/words.js", "phaseWords", [[run] for run in runs]) == expected
 

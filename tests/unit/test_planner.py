@@ -15,7 +15,7 @@ EVEN = [1.0] * 24
 
 def speedup(devices: int, stages: int, replicas: int, stride: int, **run: int) -> float:
     plan = ParallelPlan(("cpu",) * devices, stages, replicas, stride)
-    run = {"num_conds": 2, "steps": 50, "warm_up": 9, **run}
+    run = {"num_conds": 2, "steps": 50, "num_sync": 9, **run}
     return predicted_speedup(plan, costs=EVEN, **run)
 
 
@@ -28,14 +28,14 @@ def test_the_figures_of_the_specification() -> None:
 
 def test_one_device_and_a_warm_up_longer_than_the_run() -> None:
     assert speedup(1, 1, 1, 1) == 1.0
-    assert speedup(4, 4, 1, 1, warm_up=500) == 1.0
-    assert speedup(2, 1, 2, 1, warm_up=500) == 2.0
+    assert speedup(4, 4, 1, 1, num_sync=500) == 1.0
+    assert speedup(2, 1, 2, 1, num_sync=500) == 2.0
     assert speedup(2, 1, 2, 1, num_conds=1) == 1.0
 
 
 def auto(devices: int, num_conds: int, **request: int) -> ParallelPlan:
     wanted = PlanRequest(("cuda:0",) * devices, is_auto=True, **request)
-    return choose(wanted, num_conds=num_conds, steps=20, warm_up=3, costs=EVEN).plan
+    return choose(wanted, num_conds=num_conds, steps=20, num_sync=3, costs=EVEN).plan
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_what_is_asked_for_is_kept() -> None:
 
 def test_a_list_of_devices_is_one_pipeline() -> None:
     request = PlanRequest(("cpu", "cpu", "cpu", "cpu"))
-    choice = choose(request, num_conds=2, steps=20, warm_up=3, costs=EVEN)
+    choice = choose(request, num_conds=2, steps=20, num_sync=3, costs=EVEN)
     assert (choice.plan.stages, choice.plan.replicas) == (4, 1)
     assert "1 replicas x 4 stages" in str(choice) and "predicted speed-up" in str(choice)
 
 
 def test_memory_decides_when_it_is_short() -> None:
     request = PlanRequest(("cuda:0", "cuda:1"), is_auto=True)
-    run = {"num_conds": 2, "steps": 20, "warm_up": 3, "costs": EVEN}
+    run = {"num_conds": 2, "steps": 20, "num_sync": 3, "costs": EVEN}
     assert choose(request, **run, fits=lambda plan: plan.stages > 1).plan.stages == 2
     assert choose(request, **run, fits=lambda plan: False).plan.stages == 2
 
@@ -82,13 +82,13 @@ def test_memory_decides_when_it_is_short() -> None:
 def test_unequal_units_count() -> None:
     costs = [10.0, 1.0, 1.0]
     plan = make_plan(["cpu"] * 2, stages=2)
-    found = predicted_speedup(plan, num_conds=1, steps=11, warm_up=1, costs=costs)
+    found = predicted_speedup(plan, num_conds=1, steps=11, num_sync=1, costs=costs)
     assert found == pytest.approx(11 / (1 + 10 * 10 / 12))
 
 
 def test_more_devices_than_units() -> None:
     request = PlanRequest(("cuda:0",) * 8, is_auto=True)
-    plan = choose(request, num_conds=1, steps=20, warm_up=1, costs=[1.0] * 4).plan
+    plan = choose(request, num_conds=1, steps=20, num_sync=1, costs=[1.0] * 4).plan
     assert plan.stages <= 4
 
 
@@ -107,13 +107,13 @@ def test_requests_that_do_not_fit(numbers: dict[str, int]) -> None:
     devices=st.integers(1, 8),
     num_conds=st.integers(1, 3),
     steps=st.integers(1, 60),
-    warm_up=st.integers(1, 70),
+    num_sync=st.integers(1, 70),
 )
 def test_the_choice_is_never_slower_than_any_candidate(
-    devices: int, num_conds: int, steps: int, warm_up: int
+    devices: int, num_conds: int, steps: int, num_sync: int
 ) -> None:
     request = PlanRequest(("cpu",) * devices, is_auto=True)
-    run = {"num_conds": num_conds, "steps": steps, "warm_up": warm_up, "costs": EVEN}
+    run = {"num_conds": num_conds, "steps": steps, "num_sync": num_sync, "costs": EVEN}
     choice = choose(request, **run)
     best = max(predicted_speedup(plan, **run) for plan in request.candidates())
     assert choice.speedup == pytest.approx(best, abs=1e-6)  # what is as good to six digits is equal

@@ -1,22 +1,25 @@
 """How far a run is, and how fast."""
 
+import dataclasses
+
 import pytest
 
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
 from asyncdiff_core.reports.progress import gain, measured_speed_up, num_steps_done, phase
-from asyncdiff_core.reports.report import RunReport
+from asyncdiff_core.reports.report import Evaluated, RunReport
 
 
 def run(
     sync: list[float], asynchronous: list[float], steps: int | None, lanes: int = 1
 ) -> RunReport:
     """A run whose steps took these seconds, with a pause of the sampler's in none of them."""
-    report = RunReport("Toy", {}, {"warm_up": 3, "time_shift": False}, start=0.0, cold=False)
+    report = RunReport("Toy", {}, dataclasses.asdict(AsyncSchedule(3)), start=0.0, cold=False)
     report.steps = steps
     clock = 0.0
     for index, seconds in enumerate([*sync, *asynchronous]):
         mode = "sync" if index < len(sync) else "async"
         for lane in range(lanes):
-            report.evaluations.append((index, lane, mode, clock, clock + seconds))
+            report.evaluations.append(Evaluated(index, lane, mode, clock, clock + seconds))
         clock += seconds
     return report
 

@@ -16,9 +16,9 @@ from benchmarks.quality import metrics, report
 from benchmarks.quality.report import Result
 from benchmarks.quality.settings import (
     Setting,
+    baselines,
     default_settings,
     equal_time_steps,
-    with_baselines,
 )
 
 
@@ -51,23 +51,24 @@ def test_ideal_speedup_is_what_the_planner_predicts_of_even_stages(
     setting = Setting(stages, stride, replicas, warm_up)
     steps = warm_up + rounds * stride
     plan = ParallelPlan(("cpu",) * setting.num_devices, stages, replicas, stride)
-    predicted = predicted_speedup(plan, num_conds=2, steps=steps, warm_up=warm_up, costs=[1.0] * 12)
+    predicted = predicted_speedup(
+        plan, num_conds=2, steps=steps, num_sync=warm_up, costs=[1.0] * 12
+    )
     assert setting.ideal_speedup(steps, 2) == pytest.approx(predicted)
 
 
 @given(st.sampled_from(default_settings()), st.integers(12, 60))
 def test_equal_time_favours_the_baseline(setting: Setting, steps: int) -> None:
-    count = equal_time_steps(setting, steps, 2)
     ours = setting.ideal_speedup(steps, 2)
+    count = equal_time_steps(steps, ours)
     assert steps / count <= ours * (1 + 1e-6)
     assert steps / (count - 1) > ours if count > 1 else True
 
 
 def test_baselines_cover_every_setting() -> None:
-    settings = with_baselines(default_settings(), 30, 2)
-    counts = {setting.steps for setting in settings}
-    for setting in default_settings():
-        assert setting.is_stock or equal_time_steps(setting, 30, 2) in counts
+    speedups = [setting.ideal_speedup(30) for setting in default_settings()]
+    counts = [setting.steps for setting in baselines(speedups, 30)]
+    assert counts == sorted({equal_time_steps(30, speedup) for speedup in speedups}, reverse=True)
 
 
 def test_psnr_and_ssim() -> None:
@@ -111,7 +112,7 @@ def result(setting: Setting, psnr: float | None, frechet: float) -> Result:
 
 def test_tables() -> None:
     ours, replicas = Setting(2, warm_up=3), Setting(replicas=2)
-    count = equal_time_steps(ours, 30, 2)
+    count = equal_time_steps(30, ours.ideal_speedup(30))
     results = [
         result(ours, 30.0, 2.0),
         result(replicas, None, 1.0),
@@ -120,14 +121,15 @@ def test_tables() -> None:
     lines = report.table(results).splitlines()
     assert lines[2] == "| N2 S1 w3 | 2 | 1.82x | 1.70x | 30.0 | 2.00 |"
     assert lines[3] == "| N1 S1 R2 w1 | 2 | 2.00x | 1.70x | equal | 1.00 |"
-    equal_time = report.equal_time_table(results, 30, 2).splitlines()
+    equal_time = report.equal_time_table(results, 30).splitlines()
     # More PSNR is better and in bold; more distance is worse.
     assert equal_time[2:] == [f"| N2 S1 w3 | {count} | **30.0 / 20.0** | 2.00 / 1.00 |"]
 
 
 def test_plots(tmp_path) -> None:
     drift = [{"stage": s, "evaluation": e, "drift": 0.1 * s} for s in (1, 2) for e in range(5)]
-    settings = with_baselines(default_settings(), 30, 2)
+    speedups = [setting.ideal_speedup(30) for setting in default_settings()]
+    settings = [*default_settings(), *baselines(speedups, 30)]
     results = [result(s, None if s.is_stock and not s.steps else 20.0, 1.0) for s in settings]
     for each in results:
         each.drift = drift

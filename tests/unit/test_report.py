@@ -1,20 +1,25 @@
 """The report of a run, as JSON."""
 
+import dataclasses
 import json
 
-from asyncdiff_core.reports.report import RunReport, Span, WorkerReport
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
+from asyncdiff_core.reports.report import Evaluated, RunReport, Span, WorkerReport
 
 
 def make_report() -> RunReport:
     report = RunReport(
         model="Chain",
         plan={"devices": ["cpu", "cpu"], "stages": 2, "replicas": 1, "stride": 1},
-        schedule={"warm_up": 1, "time_shift": False},
+        schedule=dataclasses.asdict(AsyncSchedule()),
         start=1000.0,
         cold=True,
     )
     report.first_step, report.end = 1002.0, 1004.0
-    report.evaluations = [(0, 0, "sync", 1000.5, 1002.0), (1, 0, "async", 1002.0, 1003.5)]
+    report.evaluations = [
+        Evaluated(0, 0, "sync", 1000.5, 1002.0),
+        Evaluated(1, 0, "async", 1002.0, 1003.5, error=0.25),
+    ]
     report.workers = [
         WorkerReport(
             rank=0,
@@ -39,8 +44,8 @@ def test_all_clocks_count_from_the_start_of_the_run() -> None:
     data = make_report().as_dict()
     assert data["seconds"] == 4.0 and data["seconds_to_first_step"] == 2.0
     assert data["evaluations"] == [
-        {"index": 0, "lane": 0, "mode": "sync", "start": 0.5, "end": 2.0},
-        {"index": 1, "lane": 0, "mode": "async", "start": 2.0, "end": 3.5},
+        {"index": 0, "lane": 0, "mode": "sync", "start": 0.5, "end": 2.0, "error": None},
+        {"index": 1, "lane": 0, "mode": "async", "start": 2.0, "end": 3.5, "error": 0.25},
     ]
     assert data["workers"][0]["spans"] == [
         {"index": 0, "lane": 0, "mode": "sync", "start": 0.5, "wait": 0.25, "compute": 0.5,

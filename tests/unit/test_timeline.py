@@ -1,9 +1,11 @@
 """The figures and the picture of a run, on a report made by hand."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
 from asyncdiff_core.reports.timeline import (
     ASYNC,
     SYNC,
@@ -46,7 +48,15 @@ def worker(stage: int, spans: list[dict], replica: int = 0) -> dict:
 
 
 def evaluation(index: int, mode: str, start: float, end: float, lane: int = 0) -> dict:
-    return {"index": index, "lane": lane, "mode": mode, "start": start, "end": end}
+    error = 0.03 if mode == "async" else None
+    return {
+        "index": index,
+        "lane": lane,
+        "mode": mode,
+        "start": start,
+        "end": end,
+        "error": error,
+    }
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def report() -> dict[str, Any]:
         "node_id": "3",
         "model": "UNetModel",
         "plan": {"devices": ["cpu", "cpu"], "stages": 2, "replicas": 1, "stride": 1},
-        "schedule": {"warm_up": 1, "time_shift": False},
+        "schedule": dataclasses.asdict(AsyncSchedule()),
         "seconds": 14.0,
         "seconds_to_first_step": 5.0,
         "cold": True,

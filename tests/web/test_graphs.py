@@ -17,6 +17,13 @@ FOLDER = Path(__file__).parents[2] / "workflows"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 # As ComfyUI's own template of SDXL has it, but for its values.
+SCHEDULE = {
+    "warm_up": 0,
+    "time_shift": False,
+    "prediction": "auto",
+    "cool_down": 0,
+    "tolerance": 0,
+}
 STOCK = {
     "1": node("CheckpointLoaderSimple", ckpt_name="tiny-sd15.safetensors"),
     "2": node("CLIPTextEncode", clip=["1", 1], text="a fox"),
@@ -187,7 +194,7 @@ def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
         "AsyncDiffKSampler"
     ]
     (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
-    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 0, "time_shift": False}
+    assert new["inputs"] == {**STOCK["5"]["inputs"], **SCHEDULE}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
     assert flow[decode["inputs"]["samples"][0]] is new
 
@@ -206,6 +213,6 @@ def test_a_sampler_in_a_subgraph_becomes_parallel(page: Canvas) -> None:
     )
     flow = page.exported()
     (new,) = (n for n in flow.values() if n["class_type"] == "AsyncDiffKSampler")
-    assert new["inputs"] == {**STOCK["5"]["inputs"], "warm_up": 0, "time_shift": False}
+    assert new["inputs"] == {**STOCK["5"]["inputs"], **SCHEDULE}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
     assert flow[decode["inputs"]["samples"][0]] is new

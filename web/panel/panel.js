@@ -7,7 +7,7 @@ import { button, h, icon, update } from "./dom.js";
 import { LiveTimeline } from "./live.js";
 import { planPicture } from "./picture.js";
 import { Timeline, ofReport } from "./timeline.js";
-import { phaseWords, plainError, planWords, seconds } from "./words.js";
+import { errorWords, phaseWords, plainError, planWords, seconds } from "./words.js";
 
 /** @import { Group, LastError, Report, Run, Status, Worker } from "../types/server.js" */
 /** @import { Child } from "./dom.js" */
@@ -172,6 +172,8 @@ export class Panel {
     const parts = [`${seconds(length)} for ${report.evaluations.length} evaluations`];
     if (preparation > 0.5) parts.push(`${seconds(preparation)} before`);
     parts.push(report.model, planWords(report.plan), `warm-up ${report.schedule.warm_up}`);
+    const errors = report.evaluations.flatMap((one) => (one.mode === "async" ? (one.error ?? []) : []));
+    if (errors.length) parts.push(`at most ${errorWords(Math.max(...errors))}`);
     this.#runWords.textContent = parts.join(" · ");
     this.#timeline.show(rows, length);
   }

@@ -8,13 +8,14 @@
  */
 
 import { h, s } from "./dom.js";
-import { seconds } from "./words.js";
+import { errorWords, seconds } from "./words.js";
 
 /** @import { Report, Span } from "../types/server.js" */
 
 /**
  * @typedef {{label: string, spans: Span[]}} Row what one worker did
- * @typedef {Span & {end: number, last: number}} Joined a bar, of the evaluations from `index` to `last`
+ * @typedef {Span & {end: number, last: number}} Joined a bar, of the evaluations from `index` to `last`;
+ *   its `error` is the largest of theirs
  */
 
 const LABEL = 62;
@@ -186,9 +187,12 @@ export function ofReport(report) {
   const spans = report.workers.flatMap((worker) => worker.spans);
   const preparation = Math.min(...spans.map((span) => span.start), report.seconds);
   const end = Math.max(...spans.map((span) => span.end), report.seconds);
+  const errors = new Map(report.evaluations.map((one) => [`${one.lane} ${one.index}`, one.error]));
+  /** @param {Span} span */
+  const errorOf = (span) => (span.mode === "async" ? (errors.get(`${span.lane} ${span.index}`) ?? null) : null);
   const rows = report.workers.map((worker) => ({
     label: worker.device,
-    spans: worker.spans.map((span) => ({ ...span, start: span.start - preparation })),
+    spans: worker.spans.map((span) => ({ ...span, start: span.start - preparation, error: errorOf(span) })),
   }));
   return { rows, length: end - preparation, preparation };
 }
@@ -222,7 +226,8 @@ export function* joined(spans, from, to, narrow) {
     if (end < from) continue;
     if (group && group.mode === span.mode && end - group.start < narrow) {
       const { wait, compute } = group;
-      Object.assign(group, { end, last: span.index, wait: wait + span.wait, compute: compute + span.compute });
+      const error = span.error == null ? group.error : Math.max(span.error, group.error ?? 0);
+      Object.assign(group, { end, last: span.index, wait: wait + span.wait, compute: compute + span.compute, error });
     } else {
       if (group) yield group;
       group = { ...span, end, last: span.index };
@@ -242,7 +247,8 @@ function bar(span, place, y) {
   const mode = span.mode === "async" ? "asynchronous" : "synchronous";
   const which =
     span.last > span.index ? `evaluations ${span.index + 1} to ${span.last + 1}` : `evaluation ${span.index + 1}`;
-  const words = `${which}, ${mode}: computed ${seconds(span.compute)}, waited ${seconds(span.wait)}`;
+  const error = span.error == null ? "" : `, ${errorWords(span.error)}`;
+  const words = `${which}, ${mode}: computed ${seconds(span.compute)}, waited ${seconds(span.wait)}${error}`;
   // A pixel stays free, so that bars without a pause between them can be told apart.
   const width = Math.max(0.5, end - ready - (span.last > span.index ? 0 : 1));
   elements.push(

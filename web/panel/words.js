@@ -42,7 +42,7 @@ export function planWords(plan) {
 }
 
 /**
- * What a run is doing, as `warm-up 2/3` or `async 14/27`.
+ * What a run is doing, as `warm-up 2/3` or `async 14/27`; `sync 29/30` where it is so behind the warm-up.
  * @param {Run} run
  */
 export function phaseWords(run) {
@@ -52,8 +52,17 @@ export function phaseWords(run) {
   if (run.evaluations <= run.warm_up) {
     return `warm-up ${run.evaluations}/${Math.min(run.warm_up, steps ?? run.warm_up)}`;
   }
+  if (run.mode === "sync") return `sync ${run.evaluations}${steps === null ? "" : `/${steps}`}`;
   const all = steps === null ? "" : `/${steps - run.warm_up}`;
   return `async ${run.evaluations - run.warm_up}${all}`;
+}
+
+/**
+ * How far the latents that stages had worked on were from those of the evaluation.
+ * @param {number} error relative
+ */
+export function errorWords(error) {
+  return `error ${Number((100 * error).toPrecision(2))} %`;
 }
 
 /**

@@ -69,6 +69,16 @@ export interface Span {
   start: number;
   wait: number;
   compute: number;
+  /** Of the evaluation, see `Evaluation`. */
+  error?: number | null;
+}
+
+/** An evaluation of a report; `error`: see docs/api.md. */
+export interface Evaluation {
+  index: number;
+  lane: number;
+  mode: Mode;
+  error: number | null;
 }
 
 /** A worker in a report. */
@@ -85,7 +95,7 @@ export interface Report {
   schedule: { warm_up: number };
   seconds: number;
   ended: number;
-  evaluations: object[];
+  evaluations: Evaluation[];
   workers: WorkerReport[];
 }
 

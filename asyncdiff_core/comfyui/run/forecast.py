@@ -19,7 +19,7 @@ class Forecaster:
 
     Args:
         model_sampling: ComfyUI's, which turns sigmas into timesteps, and scales latents.
-        predicts: tell latents as well.
+        predicts: find out whether stages may get drafts.
     """
 
     def __init__(self, model_sampling: Any, *, predicts: bool = False) -> None:
@@ -44,10 +44,12 @@ class Forecaster:
         self._seen[sigma, timestep.shape] = timestep, audio_timestep
         has_one = audio_timestep is None or audio_timestep is timestep
         coming: tuple[float, ...] | None = None
+        steps_left = None
         listed = options.get("sample_sigmas")
-        if listed is not None and has_one and self._is_foreseeable(sigma, timestep):
+        if listed is not None:
             steps = listed[:-1].tolist()  # the last one is where the last step leads
-            if sigma in steps:
+            steps_left = sum(step < sigma for step in steps)
+            if has_one and sigma in steps and self._is_foreseeable(sigma, timestep):
                 coming = tuple(steps[steps.index(sigma) + 1 :])
 
         def at(other: float, latent: Latent | None) -> Inputs:
@@ -61,22 +63,26 @@ class Forecaster:
             x = args[0] if latent is None else self._input(other, latent[0], args[0])
             return (x, at_other, *args[2:]), kwargs
 
-        return Forecast(sigma, coming, at, self._replaceable(call, sigma, args[0]))
+        return Forecast(
+            *(sigma, coming, at),
+            latent=None if call.sampled is None else (call.sampled,),
+            is_replaceable=self._predicts and self._makes_input(call.sampled, sigma, args[0]),
+            steps_left=steps_left,
+        )
 
-    def _replaceable(self, call: ModelCall, sigma: float, x: Any) -> Latent | None:
-        """The latent of a call if the model's input can be made of it, and so of a draft of it.
+    def _makes_input(self, sampled: torch.Tensor | None, sigma: float, x: Any) -> bool:
+        """Whether the model's input `x` can be made of the latent, and so of a draft of it.
 
         A wrapper or a class of models may make it in another way.
         """
-        sampled = call.sampled
-        if not self._predicts or sampled is None or sampled.dtype != torch.float32:
-            return None
+        if sampled is None or sampled.dtype != torch.float32:
+            return False
         try:
             made = self._input(sigma, sampled, x)
         except (RuntimeError, ValueError, IndexError):
-            return None
+            return False
         same = pytree.tree_map(torch.equal, made, x) if _shapes(made) == _shapes(x) else False
-        return (sampled,) if all(pytree.tree_leaves(same)) else None
+        return all(pytree.tree_leaves(same))
 
     def _input(self, sigma: float, latent: torch.Tensor, like: Any) -> Any:
         """What the model gets for a latent at `sigma`, where for another one it gets `like`.

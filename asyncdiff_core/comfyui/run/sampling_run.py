@@ -243,7 +243,7 @@ class SamplingRun:
                 request,
                 num_conds=max(1, num_conds),
                 steps=steps or 20,
-                warm_up=self._schedule.warm_up,
+                num_sync=self._schedule.warm_up + self._schedule.cool_down,
                 costs=group.costs(*call.inputs),
                 skips=self._remote.source.nested_skips,
                 fits=lambda plan: self._fits(plan, group),

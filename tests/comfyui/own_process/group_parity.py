@@ -104,9 +104,9 @@ def main(comfyui: str, pack: str) -> None:
                 held[f"{name}: refused by name"] = all(part in reason for part in said)
                 POOL.close()
                 continue
-            full = sample(with_schedule(model, steps, False), name)
+            full = sample(with_schedule(model, AsyncSchedule(steps)), name)
             held[f"{name}: full warm-up equals stock"] = torch.equal(full, stock)
-            ours = sample(with_schedule(model, 1, False), name)
+            ours = sample(with_schedule(model, AsyncSchedule(1)), name)
             stages = POOL.peek(model.remote.key).holdings.stages
             without = ours
             oracle = sample(oracle_model(name, stages, 1), name)
@@ -115,16 +115,16 @@ def main(comfyui: str, pack: str) -> None:
             if name == "Lumina 2":  # on the workers that are there
                 hooks = hooks_of(stock_model)
                 hooked = sample(stock_model, name, hooks)
-                full = sample(with_schedule(model, steps, False), name, hooks)
+                full = sample(with_schedule(model, AsyncSchedule(steps)), name, hooks)
                 held["LoRA hooks: full warm-up equals stock"] = torch.equal(full, hooked)
-                ours = sample(with_schedule(model, 1, False), name, hooks)
+                ours = sample(with_schedule(model, AsyncSchedule(1)), name, hooks)
                 oracle = sample(oracle_model(name, stages, 1), name, hooks)
                 held["LoRA hooks: async equals oracle"] = torch.equal(ours, oracle)
                 distinct = [hooked, ours, stock]
                 held["LoRA hooks: async, stock and without them differ"] = not any(
                     torch.equal(a, b) for a, b in itertools.combinations(distinct, 2)
                 )
-                again = sample(with_schedule(model, 1, False), name)
+                again = sample(with_schedule(model, AsyncSchedule(1)), name)
                 held["LoRA hooks leave nothing behind"] = torch.equal(again, without)
             POOL.close()
     print(json.dumps(held))
