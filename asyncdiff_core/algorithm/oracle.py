@@ -67,11 +67,11 @@ class Oracle(Evaluator):
         before = self._sent.setdefault(round_.lane, {link: [] for link in self._links})
         now: dict[Link, Sent] = {}
 
-        def run(k: int, stage: Stage, work: Work | None, *, sends: bool = True) -> Any:
+        def run(k: int, stage: Stage, work: Work | None, sends: Callable[[Link], bool]) -> Any:
             if work is None:
                 return None
             incoming = [link for link in self._links if link.target == k]
-            outgoing = [link for link in self._links if sends and link.source == k]
+            outgoing = [link for link in self._links if link.source == k and sends(link)]
             others = _Others(round_.mode, work.goal, incoming, outgoing, before, now)
             others.metas = self._metas.setdefault(round_.lane, [])
             # Models write into their inputs.
@@ -80,15 +80,17 @@ class Oracle(Evaluator):
 
         works = [round_.work(last - k) for k in range(len(self._stages))]
         # The way into a fold is fresh in every round, so that comes first. The stages run these
-        # units once more below, and get the same bits.
+        # units once more below, for their own results.
         for k, stage in reversed(list(enumerate(self._stages))):
             if len(stage) > 1:
-                run(k, stage[:1], works[k])
-        result = [run(k, stage, works[k]) for k, stage in enumerate(self._stages)][-1]
+                enters = round_.entering if k == last else None
+                run(k, stage[:1], enters or works[k], _is_inwards)
+        result = [run(k, stage, works[k], _is_on) for k, stage in enumerate(self._stages)][-1]
         # The extra copies of the last stage: the same messages, earlier timesteps.
         leads = range(len(round_.targets) - 1, 0, -1)
         copies = [
-            run(last, self._stages[last], round_.work(0, lead), sends=False) for lead in leads
+            run(last, self._stages[last], round_.work(0, lead), lambda link: False)
+            for lead in leads
         ]
         if self._observe is not None:
             newest = {link: sent[-1] for link, sent in before.items() if sent}
@@ -114,6 +116,14 @@ class Oracle(Evaluator):
         self._sent.clear()
         self._metas.clear()
         self._staged.forget_scratch()
+
+
+def _is_inwards(link: Link) -> bool:
+    return link.is_fresh
+
+
+def _is_on(link: Link) -> bool:
+    return not link.is_fresh
 
 
 class _Others(Neighbours):

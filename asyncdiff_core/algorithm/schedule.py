@@ -38,6 +38,8 @@ from .prediction import Latent, Predictor, alike, distance
 
 Mode = Literal["sync", "async"]
 
+PREDICTED_FOLD = 2  # a fold works on predicted latents if it has so many stages
+
 AUTO_WARM_UP = 0  # as many as `AsyncSchedule.for_steps` says
 DEFAULT_WARM_UP = 3  # chosen from the measurements in docs/quality.md, for runs of some length
 _STEPS_PER_WARM_UP = 8
@@ -152,6 +154,15 @@ class Round:
     ahead: tuple[Work | None, ...] = ()
     error: float | None = field(default=None, compare=False)
 
+    @property
+    def entering(self) -> Work | None:
+        """What the outermost stage of a fold runs its way in for, if that is not its own work.
+
+        In a fold of two stages it is a draft: the stage within works for a later result.
+        """
+        within = self.ahead[0] if self.ahead else None
+        return None if within is None or within.target.latent is None else within
+
     def work(self, distance: int, lead: int = 0) -> Work | None:
         """What a stage does; None: nothing.
 
@@ -188,7 +199,8 @@ class Lane:
     refused_stride: bool = False
 
     def __post_init__(self) -> None:
-        self._predicts = self.schedule.prediction and not self.is_folded
+        may_predict = not self.is_folded or self.num_stages == PREDICTED_FOLD
+        self._predicts = self.schedule.prediction and may_predict
         self._predictor = Predictor(self.stride * self.num_stages)
         self._latent: Latent | None = None  # of the evaluation that begins
         # By the number of a round: the latents that stages were given for its result.

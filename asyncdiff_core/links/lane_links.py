@@ -54,7 +54,7 @@ class Inbox:
 
         The first call waits for the layout.
         """
-        goal = goals[self._source]
+        goal = self._goal(goals)
         self._has_posted = goal is not None
         if goal is None:
             return
@@ -68,6 +68,13 @@ class Inbox:
             self._views = [self._layout.views(slot) for slot in self._receiver.slots]
         self._receiver.post(len(self._goals) % len(self._views))
         self._goals.append(goal)
+
+    def _goal(self, goals: Sequence[int | None]) -> int | None:
+        """What the message of a round is for; None: there is none.
+
+        The way into a fold is run for the stage within.
+        """
+        return goals[self._own if self._is_fresh else self._source]
 
     def take(self, goals: Sequence[int | None], mode: Mode) -> dict[int, Any]:
         """The activations that this stage works on in a round whose message is posted.
@@ -189,7 +196,8 @@ class LaneLinks(Neighbours):
     pair of workers for both directions.
 
     Attributes:
-        turned: clock of the turn in this round, and the seconds waited before it.
+        turned: clock of the turn in this round, and the seconds waited before it. There is one: if
+            the way in is run twice, what it gives the second time is not sent.
     """
 
     def __init__(self, transport: Transport, load: Load, waiting: Waiting) -> None:
@@ -201,8 +209,11 @@ class LaneLinks(Neighbours):
             for rank, distance, units, is_fresh in load.incoming
         }
         self._outboxes = [
-            (Outbox(transport, rank), units, is_fresh) for rank, _, units, is_fresh in load.outgoing
+            (Outbox(transport, rank), units, is_fresh, distance)
+            for rank, distance, units, is_fresh in load.outgoing
         ]
+        # Those by which this round sends: into a fold, if the stage there works.
+        self._open: list[tuple[Outbox, tuple[int, ...], bool]] = []
         self._early = [inbox for units, inbox in self._inboxes.items() if units[0] < first]
         self._late = [inbox for inbox in self._inboxes.values() if inbox not in self._early]
         self.consumed = frozenset().union(*self._inboxes)
@@ -221,8 +232,13 @@ class LaneLinks(Neighbours):
         """A round begins. `goals`: see requests.Evaluate."""
         self._goals, self._mode, self.turned = goals, mode, None
         self._post(self._early)
+        self._open = [
+            (outbox, units, is_fresh)
+            for outbox, units, is_fresh, distance in self._outboxes
+            if not is_fresh or goals[distance] is not None
+        ]
         with self._waiting():
-            for outbox, *_ in self._outboxes:
+            for outbox, *_ in self._open:
                 outbox.begin()
 
     def pass_over(self, goals: Sequence[int | None]) -> None:
@@ -239,11 +255,13 @@ class LaneLinks(Neighbours):
 
     def give(self, unit: int, output: Any) -> None:
         super().give(unit, output)
-        for outbox, units, _ in self._outboxes:
-            if unit in units:
+        for outbox, units, is_fresh in self._open:
+            if unit in units and not (is_fresh and self.turned):
                 outbox.put(unit, output)
 
     def turn(self) -> None:
+        if self.turned is not None:
+            return
         self._send(is_fresh=True)
         self.turned = time.perf_counter(), self._waiting.seconds
         self._post(self._late)
@@ -269,7 +287,7 @@ class LaneLinks(Neighbours):
             self.metas = list(longest)
 
     def _send(self, *, is_fresh: bool) -> None:
-        for outbox, _, way in self._outboxes:
+        for outbox, _, way in self._open:
             if way == is_fresh:
                 outbox.send(self.metas)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from ..algorithm.schedule import PREDICTED_FOLD
 from ..algorithm.stages import Range, Skips, Stage
 from ..errors import PlanError
 
@@ -13,32 +14,49 @@ from ..errors import PlanError
 FOLD_TOLERANCE = 1.25
 
 
-def cut(costs: Sequence[float], speeds: Sequence[float], skips: Skips = ()) -> tuple[Stage, ...]:
+def cut(
+    costs: Sequence[float], speeds: Sequence[float], skips: Skips = (), *, predicts: bool = False
+) -> tuple[Stage, ...]:
     """The stages of a trunk: folded where it has skips that nest, otherwise contiguous.
 
     Args:
         costs: what each unit costs, in any unit of time, at speed 1.
         speeds: relative speed of each stage's device.
         skips: those that a fold has to keep within one stage; none for a trunk that is no U.
+        predicts: stages work on predicted latents.
 
     Raises:
         PlanError: if there are fewer units than stages.
     """
     contiguous = tuple((units,) for units in partition(costs, speeds))
     skips = tuple(skips)
+    # Whether it is folded does not depend on `predicts`: that a stage is slower is worth it.
     folded = fold(costs, speeds, skips) if skips else None
     if folded is None:
         return contiguous
     limit = FOLD_TOLERANCE * slowest(contiguous, costs, speeds)
-    return folded if slowest(folded, costs, speeds) <= limit else contiguous
+    if slowest(folded, costs, speeds) > limit:
+        return contiguous
+    return (fold(costs, speeds, skips, predicts=True) or folded) if predicts else folded
 
 
-def slowest(stages: Sequence[Stage], costs: Sequence[float], speeds: Sequence[float]) -> float:
-    """What the stage that takes longest costs."""
-    return max(
-        sum(sum(costs[start:stop]) for start, stop in stage) / speed
-        for stage, speed in zip(stages, speeds, strict=True)
-    )
+def slowest(
+    stages: Sequence[Stage],
+    costs: Sequence[float],
+    speeds: Sequence[float],
+    *,
+    predicts: bool = False,
+) -> float:
+    """What the stage that takes longest costs in an async round.
+
+    On predicted latents the outer one of two folded stages runs its way in twice.
+    """
+
+    def cost(stage: Stage) -> float:
+        ways_in = stage[:1] if predicts and len(stage) > 1 and len(stages) == PREDICTED_FOLD else ()
+        return sum(sum(costs[start:stop]) for start, stop in (*stage, *ways_in))
+
+    return max(cost(stage) / speed for stage, speed in zip(stages, speeds, strict=True))
 
 
 def partition(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Range, ...]:
@@ -101,7 +119,11 @@ def require_units(num_units: int, num_stages: int) -> None:
 
 
 def fold(
-    costs: Sequence[float], speeds: Sequence[float], skips: Sequence[tuple[int, int]]
+    costs: Sequence[float],
+    speeds: Sequence[float],
+    skips: Sequence[tuple[int, int]],
+    *,
+    predicts: bool = False,
 ) -> tuple[Stage, ...] | None:
     """Cut a U-shaped trunk into stages of which each lies around the one before.
 
@@ -114,6 +136,7 @@ def fold(
         costs: of each unit, as for `partition`.
         speeds: of each stage's device, as for `partition`.
         skips: (source, consumer) units.
+        predicts: stages work on predicted latents.
 
     Returns:
         The stages, or None if the skips do not lie within each other or are too few for so many.
@@ -134,13 +157,14 @@ def fold(
     ]
     # The slowest of the stages around [start, stop), and the stages.
     best: dict[Range, tuple[float, tuple[Stage, ...]]] = {(0, num_units): (0.0, ())}
+    ways_in = 2 if predicts and len(speeds) == PREDICTED_FOLD else 1
     for speed in reversed(speeds[1:]):
         around, best = best, {}
         for start, stop in inner:
             found: tuple[float, tuple[Stage, ...]] | None = None
             for (first, last), (so_far, stages) in around.items():
                 if first < start and stop < last:
-                    cost = prefix[start] - prefix[first] + prefix[last] - prefix[stop]
+                    cost = ways_in * (prefix[start] - prefix[first]) + prefix[last] - prefix[stop]
                     so_far = max(so_far, cost / speed)
                     if found is None or so_far < found[0]:
                         found = so_far, (((first, start), (stop, last)), *stages)

@@ -79,6 +79,7 @@ def predicted_speedup(
     num_sync: int,
     costs: Sequence[float],
     skips: Skips = (),
+    predicts: bool = False,
 ) -> float:
     """How much faster than one device `plan` is, with these unit costs and no other cost.
 
@@ -88,11 +89,13 @@ def predicted_speedup(
         steps: evaluations per cond.
         num_sync: of these, the synchronous ones.
         costs: what each unit costs.
-        skips: as for `partition.cut`.
+        skips: as for `cuts.cut`.
+        predicts: as for `cuts.cut`.
     """
     num_sync = min(num_sync, steps)
     speeds = [1.0] * plan.stages
-    share = slowest(cut(costs, speeds, skips), costs, speeds) / (sum(costs) or 1.0)
+    stages = cut(costs, speeds, skips, predicts=predicts)
+    share = slowest(stages, costs, speeds, predicts=predicts) / (sum(costs) or 1.0)
     conds = math.ceil(num_conds / plan.replicas)
     seconds = conds * (num_sync + (steps - num_sync) * share / plan.stride)
     return num_conds * steps / seconds
@@ -106,6 +109,7 @@ def choose(
     num_sync: int,
     costs: Sequence[float],
     skips: Skips = (),
+    predicts: bool = False,
     fits: Callable[[ParallelPlan], bool] = lambda plan: True,
 ) -> Choice:
     """The fastest plan that `request` allows.
@@ -119,7 +123,8 @@ def choose(
         steps: evaluations per cond.
         num_sync: of these, the synchronous ones.
         costs: what each unit costs.
-        skips: as for `partition.cut`.
+        skips: as for `cuts.cut`.
+        predicts: as for `cuts.cut`.
         fits: whether the weights of a plan fit the memory of its devices. If none does, the one
             with the most stages is taken, which needs the least.
 
@@ -132,7 +137,13 @@ def choose(
         Choice(
             plan,
             predicted_speedup(
-                plan, num_conds=num_conds, steps=steps, num_sync=num_sync, costs=costs, skips=skips
+                plan,
+                num_conds=num_conds,
+                steps=steps,
+                num_sync=num_sync,
+                costs=costs,
+                skips=skips,
+                predicts=predicts,
             ),
         )
         for plan in plans

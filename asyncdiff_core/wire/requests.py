@@ -128,8 +128,10 @@ class Evaluate:
 
     `evaluation` is the one that the worker works for. `inputs` is what InputEncoder made of the
     inputs of the round's first evaluation; `change` has the leaves of them that the worker's own
-    time replaces, or is None for a worker that does nothing but receive. `goals` are the rounds for
-    whose results the stages work, the last stage first; None for those that do nothing.
+    time replaces, or is None for a worker that does nothing but receive. `entering` has those that
+    the time of the stage within replaces, where that is another one: the outermost stage of a fold
+    first runs its way in for it. `goals` are the rounds for whose results the stages work, the last
+    stage first; None for those that do nothing.
     """
 
     lane: Number
@@ -137,6 +139,7 @@ class Evaluate:
     mode: Mode
     inputs: Annotated[tuple[Any, Any], lambda pair: isinstance(pair[1], dict)]
     change: dict[Number, Any] | None
+    entering: dict[Number, Any] | None
     goals: list[Number | None]
 
 

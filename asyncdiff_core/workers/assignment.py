@@ -16,7 +16,12 @@ Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
 
 
 def cuts_for(
-    plan: ParallelPlan, workers: Sequence[requests.Ready], costs: Sequence[float], skips: Skips
+    plan: ParallelPlan,
+    workers: Sequence[requests.Ready],
+    costs: Sequence[float],
+    skips: Skips,
+    *,
+    predicts: bool = False,
 ) -> Cuts:
     """The stages of each replica. A stage is as fast as the slowest worker that has it.
 
@@ -25,6 +30,7 @@ def cuts_for(
         workers: by rank.
         costs: of each unit.
         skips: by which the trunk may be folded.
+        predicts: stages work on predicted latents.
     """
     speeds = relative_speeds(workers)
     cuts = []
@@ -33,7 +39,7 @@ def cuts_for(
         for place, speed in zip(plan.placements(), speeds, strict=True):
             if place.replica == replica:
                 slowest[place.stage] = min(slowest[place.stage], speed)
-        cuts.append(cut(costs, slowest, skips))
+        cuts.append(cut(costs, slowest, skips, predicts=predicts))
     return tuple(cuts)
 
 

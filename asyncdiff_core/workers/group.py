@@ -142,10 +142,11 @@ class WorkerGroup(Evaluator):
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have every worker hold its stage, cut for inputs of these shapes.
 
-        The cuts depend on the model, the plan and the shapes alone, not on measured times, so that
-        the same workflow gives the same bits again.
+        The cuts depend on the model, the plan, the shapes and the schedule alone, not on measured
+        times, so that the same workflow gives the same bits again.
         """
-        signature = _signature(args, kwargs)
+        predicts = self._lanes is not None and self._lanes.schedule.prediction
+        signature = _signature(args, kwargs), predicts
         # Nobody else may meet trouble, and end the group, meanwhile.
         with self.members.exchange.lock:
             self.members.require_whole()
@@ -153,7 +154,7 @@ class WorkerGroup(Evaluator):
                 return
             self.unit_costs = self.costs(args, kwargs)
             workers, skips = self.members.ready(), self.source.nested_skips
-            cuts = cuts_for(self.plan, workers, self.unit_costs, skips)
+            cuts = cuts_for(self.plan, workers, self.unit_costs, skips, predicts=predicts)
             self.holdings.load(self.plan, cuts)
             self.holdings.signature = signature
 
@@ -251,15 +252,18 @@ class WorkerGroup(Evaluator):
         encoder = self._encoders.setdefault(round_.lane, InputEncoder())
         inputs = call.args, call.kwargs
         last, members = self.plan.stages - 1, []
-        works: list[Work | None] = []
+        # What each does, and what the outermost stage of a fold does before.
+        works: list[tuple[Work | None, Work | None]] = []
         for member in self.members:
             place = member.placement
             if place.replica == call.replica:
                 members.append(member)
-                works.append(round_.work(last - place.stage, place.lead))
+                enters = self.is_folded and place.stage == last and not place.lead
+                work = round_.work(last - place.stage, place.lead)
+                works.append((work, round_.entering if enters else None))
         changes = {
             work: None if work is None else difference(inputs, call.inputs(work.target))
-            for work in works
+            for work in itertools.chain.from_iterable(works)
         }
         all_work = [round_.work(distance) for distance in range(self.plan.stages)]
         everything = requests.Evaluate(
@@ -268,14 +272,18 @@ class WorkerGroup(Evaluator):
             mode=round_.mode,
             inputs=encoder.encode(*inputs),
             change=None,
+            entering=None,
             goals=[None if work is None else work.goal for work in all_work],
         )
         # What is the same for several workers is encoded once.
         made = {
-            work: everything
-            if work is None
-            else dataclasses.replace(everything, evaluation=work.evaluation, change=change)
-            for work, change in changes.items()
+            (work, entering): dataclasses.replace(
+                everything,
+                evaluation=round_.evaluation if work is None else work.evaluation,
+                change=changes[work],
+                entering=changes[entering],
+            )
+            for work, entering in works
         }
         # The last stage first: its answer is what the sampler waits for.
         ticket = self.members.exchange.post(

@@ -189,7 +189,7 @@ class Worker:
             self._lanes[request.lane] = InputDecoder(self._device), links
         decoder, links = self._lanes[request.lane]
         args, kwargs = decoder.decode(request.inputs, request.change)
-        if request.change is None:
+        if request.change is None and request.entering is None:
             links.pass_over(request.goals)
             return  # this round has no use for it
         mode = request.mode
@@ -197,10 +197,15 @@ class Worker:
         links.begin(request.goals, mode)
         if self._is_new:
             self._model.verify()
-        result = self._model.staged.run_stage(
-            load.stage, args, kwargs, links, is_checked=self._is_new
-        )
-        self._is_new = False
+        staged, result = self._model.staged, None
+        if request.entering is not None:
+            entering = decoder.decode(request.inputs, request.entering)
+            staged.run_stage(load.stage[:1], *entering, links, is_checked=self._is_new)
+            synchronize(self._device)
+            links.turn()
+        if request.change is not None:
+            result = staged.run_stage(load.stage, args, kwargs, links, is_checked=self._is_new)
+            self._is_new = False
         synchronize(self._device)
         computed = time.perf_counter()
         links.finish()

@@ -52,7 +52,7 @@ def samples() -> list[bytes]:
         requests.Load(((0, 3),), 1, ((0, 2, (1, 2), False),), ((1, 0, (2,), True),)),
         requests.Unload(),
         requests.Patch({"key": (1.0, x)}),
-        requests.Evaluate(0, 0, "sync", ((x, x[0]), {"context": x.half()}), {}, [0]),
+        requests.Evaluate(0, 0, "sync", ((x, x[0]), {"context": x.half()}), {}, None, [0]),
         requests.EndRun(),
         requests.Ready(1234, "cpu x1", 1e9, 0),
         requests.Costs((1.0, 2.0)),

@@ -23,7 +23,7 @@ PLACES = [
     *(("chain", False, plan) for plan in ((1, 2, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1))),
     *(("chain", False, plan) for plan in ((3, 2, 1), (2, 3, 1), (2, 2, 2))),
     *(("skipnet", False, plan) for plan in ((2, 1, 1), (4, 1, 1), (3, 2, 1))),
-    ("skipnet", True, (3, 1, 1)),
+    *(("skipnet", True, plan) for plan in ((2, 1, 1), (2, 2, 1), (2, 1, 2), (3, 1, 1))),
 ]
 
 
@@ -60,6 +60,10 @@ def placed(request: pytest.FixtureRequest) -> Iterator[tuple[str, WorkerGroup]]:
             yield name, group
 
 
+def is_deep_fold(group: WorkerGroup) -> bool:
+    return group.is_folded and group.plan.stages > 2
+
+
 def both(
     placed: tuple[str, WorkerGroup], schedule: AsyncSchedule, noise: float, evaluated: list[float]
 ) -> tuple[list[torch.Tensor], Any]:
@@ -88,8 +92,8 @@ def test_group_equals_oracle(placed: tuple[str, WorkerGroup], warm_up: int, nois
     assert len(report.evaluations) == STEPS * placed[1].plan.replicas
     plain, _ = both(placed, AsyncSchedule(warm_up), noise, SIGMAS)
     is_same = all(map(torch.equal, outputs, plain))
-    # Nothing is predicted in a fold, and nothing that cannot be foreseen.
-    assert is_same == (placed[1].is_folded or (noise == 1.0 and is_same))
+    # Nothing is predicted in folds of more than two stages, and nothing that cannot be foreseen.
+    assert is_same == (is_deep_fold(placed[1]) or (noise == 1.0 and is_same))
 
 
 @pytest.mark.parametrize("prediction", [False, True])
@@ -122,7 +126,7 @@ def test_the_error_is_that_of_the_draft(placed: tuple[str, WorkerGroup]) -> None
         return max(float((a - b).norm() / b.norm()) for a, b in zip(outputs, exact, strict=True))
 
     predicted, stale = error(AsyncSchedule(3, prediction=True)), error(AsyncSchedule(3))
-    if group.is_folded:
+    if is_deep_fold(group):
         assert predicted == stale
     else:
         assert predicted < (0.5 if group.plan.stride < 3 else 1.0) * stale
@@ -151,7 +155,7 @@ def test_a_canceled_run_leaves_nothing(placed: tuple[str, WorkerGroup]) -> None:
 def test_a_group_that_loads_when_the_run_has_begun() -> None:
     """As in ComfyUI: only then it is known that the stages are folded."""
     name = "skipnet"
-    with placed_group(name, 2, 1, 1) as group, torch.inference_mode():
+    with placed_group(name, 3, 1, 1) as group, torch.inference_mode():
         assert group.is_folded
         group.holdings.unload()
         outputs: list[list[torch.Tensor]] = []

@@ -256,12 +256,53 @@ def test_without_latents_it_is_the_published_schedule() -> None:
                 lane.take_held(lane.held[0][0])
 
 
-def test_a_model_that_is_folded_predicts_nothing() -> None:
-    stages = (((1, 2),), ((0, 1), (2, 3)))
-    assert all(map(torch.equal, *(folded(stages, prediction=p) for p in (False, True))))
+class UNet(Line):
+    """One unit down, one within, and one up, which reads the first one's output again."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        skip = self.down(x, t)
+        return self.up(self.within(skip, t), skip, t)
+
+    def down(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.units[0](x)) + t
+
+    def within(self, h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.units[1](h)) + t
+
+    def up(self, h: torch.Tensor, skip: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.units[2](h + skip)) + t
 
 
-def folded(stages: tuple[Stage, ...], *, prediction: bool) -> list[torch.Tensor]:
-    model = Line(3)
-    oracle = Oracle(StagedModel(model, Trunk.of(model, Line.layout)), stages)
-    return sampled(oracle, AsyncSchedule(2, prediction=prediction), curve)
+@pytest.mark.parametrize("warm_up", [2, 3, 5])
+def test_a_fold_of_two_stages_works_on_drafts_within(warm_up: int) -> None:
+    """algorithm.md: skips are those of the latent, and what lies within is that of its draft."""
+    model = UNet(3)
+    predictor = Predictor(2)
+    drafts: list[Latent | None] = [None] * (STEPS + 1)
+    expected = []
+    for i, sigma in enumerate(SIGMAS):
+        predictor.see(sigma, (curve(sigma),), SIGMAS[i + 1 :])
+        x, t = curve(sigma), torch.tensor(sigma)
+        draft = (x,) if i < warm_up else drafts[i]
+        assert draft is not None
+        within = model.within(model.down(draft[0], t), t)
+        expected.append(model.up(within, model.down(x, t), t))
+        if i + 1 < STEPS:
+            drafts[i + 1] = predictor.draft(SIGMAS[i + 1], 1)
+    outputs = folded(model, (((1, 2),), ((0, 1), (2, 3))), AsyncSchedule(warm_up, prediction=True))
+    assert all(map(torch.equal, outputs, expected))
+    plain = [model(curve(sigma), torch.tensor(sigma)) for sigma in SIGMAS]
+    assert not torch.equal(outputs[-1], plain[-1])
+
+
+def test_a_deeper_fold_predicts_nothing() -> None:
+    stages = (((2, 3),), ((1, 2), (3, 4)), ((0, 1), (4, 5)))
+    schedules = [AsyncSchedule(2, prediction=prediction) for prediction in (False, True)]
+    assert all(map(torch.equal, *(folded(Line(5), stages, one) for one in schedules)))
+
+
+def folded(
+    model: nn.Module, stages: tuple[Stage, ...], schedule: AsyncSchedule
+) -> list[torch.Tensor]:
+    oracle = Oracle(StagedModel(model, Trunk.of(model, model.layout)), stages)
+    return sampled(oracle, schedule, curve)

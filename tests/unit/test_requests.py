@@ -41,7 +41,9 @@ EXAMPLES = [
     requests.Patch({"strength": 0.5, "up": [torch.rand(3, 2)]}),
     requests.Compile(b"settings"),
     requests.Keep("0", (b"code", [torch.rand(2)])),
-    requests.Evaluate(1, 7, "async", ((torch.rand(2),), {"y": 3}), {1: torch.rand(1)}, [4, None]),
+    requests.Evaluate(
+        1, 7, "async", ((torch.rand(2),), {"y": 3}), {1: torch.rand(1)}, {0: 1}, [4, None]
+    ),
     requests.EndRun(),
     requests.Stop(),
     requests.Ready(1234, "cpu x1", 1.5e10, 1 << 36, ("/ComfyUI", "/lib")),

@@ -246,6 +246,7 @@ class SamplingRun:
                 num_sync=self._schedule.warm_up + self._schedule.cool_down,
                 costs=group.costs(*call.inputs),
                 skips=self._remote.source.nested_skips,
+                predicts=self._schedule.prediction,
                 fits=lambda plan: self._fits(plan, group),
             )
             log.info("%s: %s", self._remote.source.name, choice)
