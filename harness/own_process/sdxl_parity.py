@@ -15,16 +15,23 @@ import itertools
 import json
 import sys
 
-# warm-up, time shift, and how it is sampled
+# the schedule, and how it is sampled
 SOME_RUNS = (
-    (1, False, {}),
-    (2, False, {"sampler": "dpmpp_2m", "number": 12, "denoise": 0.6}),
-    (3, True, {"sampler": "dpmpp_2m", "number": 12}),
+    ({"warm_up": 1, "prediction": True}, {}),
+    ({"warm_up": 2}, {"sampler": "dpmpp_2m", "number": 12, "denoise": 0.6}),
+    ({"warm_up": 3, "time_shift": True}, {"sampler": "dpmpp_2m", "number": 12}),
+    (
+        {"warm_up": 1, "prediction": True, "cool_down": 1, "tolerance": 0.3},
+        {"sampler": "dpmpp_2m", "number": 12},
+    ),
 )
 ALL_RUNS = tuple(
-    (warm_up, False, {"sampler": sampler, "number": number, "denoise": denoise})
-    for warm_up, sampler, number, denoise in itertools.product(
-        (1, 2, 3), ("euler", "dpmpp_2m"), (7, 20), (1.0, 0.6)
+    (
+        {"warm_up": warm_up, "prediction": prediction},
+        {"sampler": sampler, "number": number, "denoise": denoise},
+    )
+    for warm_up, prediction, sampler, number, denoise in itertools.product(
+        (1, 2, 3), (False, True), ("euler", "dpmpp_2m"), (7, 20), (1.0, 0.6)
     )
 )
 
@@ -39,13 +46,14 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
     import comfy.sample
     import comfy.utils
     import torch
+    from comfy.patcher_extension import WrappersMP
 
     from asyncdiff_core.algorithm.oracle import Oracle
     from asyncdiff_core.algorithm.schedule import AsyncSchedule
     from asyncdiff_core.algorithm.stage import StagedModel
     from asyncdiff_core.algorithm.trunk import Trunk
     from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
-    from asyncdiff_core.comfyui.model.calls import ModelCall
+    from asyncdiff_core.comfyui.model.calls import ModelCall, with_sampled
     from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of
     from asyncdiff_core.comfyui.model.loading import Loader
     from asyncdiff_core.comfyui.model.skeleton import build_skeleton, make_remote
@@ -79,16 +87,17 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             **{"seed": 5, **kwargs},
         )
 
-    def oracle_model(stages: list, warm_up: int, stride: int = 1, shift: bool = False) -> object:
+    def oracle_model(stages: list, schedule: AsyncSchedule, stride: int = 1) -> object:
         """A MODEL that samples with the oracle, in this process."""
         real = reduced_sdxl.load().model.diffusion_model
         trunk = Trunk.of(real, layout_of(real))
         oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages, stride)
-        oracle.begin_run(AsyncSchedule(warm_up, shift))
+        oracle.begin_run(schedule)
         patcher = build_skeleton(Loader("harness.own_process.reduced_sdxl:load", ()))
         # Nothing to load: the skeleton's own parameters are on meta.
         patcher.partially_load = lambda *args, **kwargs: 0
-        forecaster = Forecaster(patcher.model.model_sampling)
+        patcher.add_wrapper(WrappersMP.APPLY_MODEL, with_sampled)
+        forecaster = Forecaster(patcher.model.model_sampling, predicts=schedule.prediction)
 
         def evaluate(call: ModelCall) -> torch.Tensor:
             call = call.with_options(split_options(call.options)[0])
@@ -113,7 +122,7 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
                 for warm_up in (1, 3):
                     scheduled = with_schedule(model, AsyncSchedule(warm_up))
                     ours = sample(scheduled, unbatched)
-                    reference = sample(oracle_model(stages, warm_up), unbatched)
+                    reference = sample(oracle_model(stages, AsyncSchedule(warm_up)), unbatched)
                     name = f"N={workers} {batch} warm_up={warm_up}"
                     held[f"{name} equals oracle"] = torch.equal(ours, reference)
                     held[f"{name} differs from stock"] = not torch.equal(ours, stock)
@@ -122,20 +131,19 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
                         same = all(torch.equal(again, ours) for again in repeats)
                         held[f"{name} ten repeats are identical"] = same
         # Strides, time shift and replicas. Conds on replicas is unbatched CFG.
-        plans = ((2, 2, 1), (3, 2, 1), (2, 3, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2))
+        plans = ((2, 1, 1), (2, 2, 1), (3, 2, 1), (2, 3, 1), (1, 1, 2), (2, 1, 2), (2, 2, 2))
         for stages, stride, replicas in plans:
             devices = ",".join(["cpu"] * (replicas * (stages + stride - 1)))
             plan = plan_for(devices, stages=stages, replicas=replicas, stride=stride)
             model = parallelize(stock_model, plan)
             unbatched = replicas > 1
             stock = sample(stock_model, unbatched)
-            for warm_up, shift, how in runs:
-                ours = sample(
-                    with_schedule(model, AsyncSchedule(warm_up, shift)), unbatched=False, **how
-                )
+            for chosen, how in runs:
+                schedule = AsyncSchedule(**chosen)
+                ours = sample(with_schedule(model, schedule), unbatched=False, **how)
                 cuts = POOL.peek(model.remote.key).holdings.stages
-                oracle = oracle_model(cuts, warm_up, stride, shift)
-                name = f"N={stages} S={stride} R={replicas} warm_up={warm_up} shift={shift} {how}"
+                oracle = oracle_model(cuts, schedule, stride)
+                name = f"N={stages} S={stride} R={replicas} {chosen} {how}"
                 expected = sample(oracle, unbatched, **how)
                 held[f"{name} equals oracle"] = torch.equal(ours, expected)
             if stages == 1 and stride == 1:

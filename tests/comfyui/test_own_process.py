@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "own_process"
 def test_reduced_sdxl(comfyui_path: Path) -> None:
     """SDXL's UNet: N = 2, 3, 4, batched and unbatched CFG, group against oracle and stock."""
     held = run("sdxl_parity.py", comfyui_path, REPO_ROOT, timeout=850)
-    assert len(held) == 2 * (3 * 5) + 2 + 6 * 3 + 1
+    assert len(held) == 2 * (3 * 5) + 2 + 7 * 4 + 1
     assert [name for name, value in held.items() if not value] == []
 
 
@@ -30,7 +30,7 @@ def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) ->
 def test_workers_on_a_few_architectures(comfyui_path: Path) -> None:
     """What the links of each kind of layout carry, between real workers; LoRA hooks."""
     held = run(FOLDER / "group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
-    assert len(held) == 5 * 3 + 1 + 4
+    assert len(held) == 5 * 5 + 1 + 4
     assert [name for name, value in held.items() if not value] == []
 
 

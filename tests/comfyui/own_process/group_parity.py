@@ -22,6 +22,7 @@ def main(comfyui: str, pack: str) -> None:
     import comfy.sample
     import comfy.utils
     import torch
+    from comfy.patcher_extension import WrappersMP
     from tiny_models import CONFIGS, REFUSED, conditioning, empty_latent, load
 
     from asyncdiff_core.algorithm.oracle import Oracle
@@ -29,16 +30,17 @@ def main(comfyui: str, pack: str) -> None:
     from asyncdiff_core.algorithm.stage import StagedModel
     from asyncdiff_core.algorithm.trunk import Trunk
     from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
-    from asyncdiff_core.comfyui.model.calls import ModelCall
+    from asyncdiff_core.comfyui.model.calls import ModelCall, with_sampled
     from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of
     from asyncdiff_core.comfyui.model.skeleton import make_remote
     from asyncdiff_core.comfyui.patches.code_patches import split_options
+    from asyncdiff_core.comfyui.run.forecast import Forecaster
     from asyncdiff_core.comfyui.run.pool import POOL
     from asyncdiff_core.errors import WorkerError
 
     torch.set_num_threads(1)
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    steps = 4
+    steps = 5
 
     def sample(model: object, name: str, hooks: tuple = (None, None)) -> torch.Tensor:
         empty = empty_latent(name)
@@ -51,16 +53,18 @@ def main(comfyui: str, pack: str) -> None:
             *(model, noise, steps, 3.0, "euler", "simple", *prompts, empty), seed=5
         )
 
-    def oracle_model(name: str, stages: list, warm_up: int) -> object:
+    def oracle_model(name: str, stages: list, schedule: AsyncSchedule) -> object:
         patcher = load(name)
         real = patcher.model.diffusion_model
         trunk = Trunk.of(real, layout_of(real))
         oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages)
-        oracle.begin_run(AsyncSchedule(warm_up))
+        oracle.begin_run(schedule)
+        patcher.add_wrapper(WrappersMP.APPLY_MODEL, with_sampled)
+        forecaster = Forecaster(patcher.model.model_sampling, predicts=schedule.prediction)
 
         def evaluate(call: ModelCall) -> torch.Tensor:
             call = call.with_options(split_options(call.options)[0])
-            return oracle.evaluate(call.lane_key, *call.inputs)
+            return oracle.evaluate(call.lane_key, *call.inputs, forecaster.forecast(call))
 
         make_remote(real, evaluate)
         return patcher
@@ -109,8 +113,14 @@ def main(comfyui: str, pack: str) -> None:
             ours = sample(with_schedule(model, AsyncSchedule(1)), name)
             stages = POOL.peek(model.remote.key).holdings.stages
             without = ours
-            oracle = sample(oracle_model(name, stages, 1), name)
+            oracle = sample(oracle_model(name, stages, AsyncSchedule(1)), name)
             held[f"{name}: async equals oracle"] = torch.equal(ours, oracle)
+            predicting = AsyncSchedule(1, prediction=True)
+            predicted = sample(with_schedule(model, predicting), name)
+            stages = POOL.peek(model.remote.key).holdings.stages
+            oracle = sample(oracle_model(name, stages, predicting), name)
+            held[f"{name}: predicted equals oracle"] = torch.equal(predicted, oracle)
+            held[f"{name}: predicted differs"] = not torch.equal(predicted, ours)
             held[f"{name}: async differs from stock"] = not torch.equal(ours, stock)
             if name == "Lumina 2":  # on the workers that are there
                 hooks = hooks_of(stock_model)
@@ -118,7 +128,7 @@ def main(comfyui: str, pack: str) -> None:
                 full = sample(with_schedule(model, AsyncSchedule(steps)), name, hooks)
                 held["LoRA hooks: full warm-up equals stock"] = torch.equal(full, hooked)
                 ours = sample(with_schedule(model, AsyncSchedule(1)), name, hooks)
-                oracle = sample(oracle_model(name, stages, 1), name, hooks)
+                oracle = sample(oracle_model(name, stages, AsyncSchedule(1)), name, hooks)
                 held["LoRA hooks: async equals oracle"] = torch.equal(ours, oracle)
                 distinct = [hooked, ours, stock]
                 held["LoRA hooks: async, stock and without them differ"] = not any(
