@@ -112,29 +112,35 @@ class Predictor:
             return None
         a, b = self._coefficients(ahead)
         return tuple(
-            (x + a * first + b * second).to(x.dtype)
+            (x + _rows(a, x) * first + _rows(b, x) * second).to(x.dtype)
             for x, first, second in zip(self._seen[-1].latent, *terms, strict=True)
         )
 
-    def _coefficients(self, ahead: int) -> tuple[float, float]:
-        """Those that would have drafted the last latent best, drawn towards A and B."""
+    def _coefficients(self, ahead: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those that would have drafted the last latents best, drawn towards A and B: [batch].
+
+        Each latent of a batch has its own, and so the draft that it would have alone.
+        """
         *before, last = self._seen
         before = before[: len(before) - ahead + 1]
+        size = len(last.latent[0])
+        known = torch.full((size,), A), torch.full((size,), B)
         terms = _terms(before, last.sigma) if len(before) >= 3 else None
         if terms is None:
-            return A, B
+            return known
         first, second = map(_flat, terms)
         rest = _flat(last.latent) - _flat(before[-1].latent) - A * first - B * second
         # The normal equations of two unknowns, each with a weight on staying what it is.
-        ff, fs, ss = _dot(first, first), _dot(first, second), _dot(second, second)
-        fr, sr = _dot(first, rest), _dot(second, rest)
+        pairs = (first, first), (first, second), (second, second), (first, rest), (second, rest)
+        products = torch.stack([(one * other).sum(1) for one, other in pairs])
+        ff, fs, ss, fr, sr = products.cpu().double()  # all at once: a GPU is waited for
         ff, ss = ff * (1.0 + RIDGE), ss * (1.0 + RIDGE)
         determinant = ff * ss - fs * fs
-        if not determinant > 0.0:
-            return A, B
         a = A + (fr * ss - sr * fs) / determinant
         b = B + (sr * ff - fr * fs) / determinant
-        return _within(a, *A_RANGE), _within(b, *B_RANGE)
+        found = a.clamp(*A_RANGE).float(), b.clamp(*B_RANGE).float()
+        is_known = determinant > 0.0
+        return torch.where(is_known, found[0], known[0]), torch.where(is_known, found[1], known[1])
 
 
 def alike(one: Latent, other: Latent) -> bool:
@@ -166,13 +172,11 @@ def _terms(seen: Sequence[Seen], sigma: float) -> tuple[Latent, Latent] | None:
     return first, tuple((sigma - s1) * (sigma - s0) * curve for curve in curves)
 
 
-def _within(value: float, least: float, most: float) -> float:
-    return min(max(value, least), most)
+def _rows(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A value for each row of a batch, so that it can be multiplied with `like`."""
+    return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _flat(latent: Latent) -> torch.Tensor:
-    return torch.cat([x.float().flatten() for x in latent])
-
-
-def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(torch.dot(one, other))
+    """[batch, everything else]"""
+    return torch.cat([x.float().flatten(1) for x in latent], dim=1)

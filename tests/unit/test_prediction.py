@@ -131,6 +131,20 @@ def test_several_tensors_and_half_precision() -> None:
     assert draft[1].dtype == torch.float16 and draft[1].shape == (2, 1, 4)
 
 
+@pytest.mark.parametrize("number", [3, 6])
+def test_the_latents_of_a_batch_are_drafted_as_if_alone(number: int) -> None:
+    """One goes a straight way, another one is at rest, and one is new noise in every step."""
+
+    def way(row: int, sigma: float) -> torch.Tensor:
+        return (curve, line, unsteady)[row](sigma)[:1] * (row != 1 or sigma > 0.9)
+
+    together = after(lambda sigma: torch.cat([way(row, sigma) for row in range(3)]), number)
+    for row in range(3):
+        alone = after(lambda sigma, row=row: way(row, sigma), number)
+        ours, its = (one._drafts[1, SIGMAS[number]][0] for one in (together, alone))
+        assert torch.allclose(ours[row : row + 1], its, atol=1e-5)
+
+
 def test_a_still_picture_is_no_error() -> None:
     """Latents that are all alike, or zero, have no coefficients to learn."""
     for value in (0.0, 1.0):
