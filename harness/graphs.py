@@ -54,10 +54,11 @@ def asyncdiff(
     stride: int = 1,
     warm_up: int = DEFAULT_WARM_UP,
     time_shift: bool = False,
+    **more: Any,
 ) -> Workflow:
     """The same workflow with this pack's samplers, and this pack's loaders of their models."""
     plan = {"devices": devices, "stages": stages, "replicas": replicas, "stride": stride}
-    schedule = {"warm_up": warm_up, "time_shift": time_shift}
+    schedule = {"warm_up": warm_up, "time_shift": time_shift, **more}
     twin = dict(workflow)
     for name, stock in workflow.items():
         if stock["class_type"] in SAMPLERS:

@@ -71,6 +71,15 @@ def schedule_inputs() -> list[io.Input]:
             tooltip="Evaluations whose latent is farther than this from what the stages have "
             "worked on (0.05: 5 %) run synchronously, and the warm-up ends by itself. 0: no limit.",
         ),
+        io.Boolean.Input(
+            "split_batch",
+            default=False,
+            advanced=True,
+            optional=True,
+            tooltip="Evaluate the latents of a batch, and cond and uncond, one by one: in "
+            "synchronous steps they pass the stages one behind the other, which is exact and "
+            "faster. With a warm-up of all steps nothing is approximated.",
+        ),
     ]
 
 
@@ -95,6 +104,7 @@ def schedule_of(inputs: dict[str, Any]) -> AsyncSchedule:
         prediction=prediction == "auto" and not time_shift,
         cool_down=inputs.pop("cool_down", 0),
         tolerance=tolerance,
+        split_batch=bool(inputs.pop("split_batch", False)),
     )
 
 

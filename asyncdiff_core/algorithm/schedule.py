@@ -56,6 +56,8 @@ class AsyncSchedule:
     `cool_down`: synchronous evaluations at the end of a run.
     `tolerance`: evaluations with a larger error, or an unknown one, are synchronous, see
     `Lane.next_round`; 0: as many as there are otherwise.
+    `split_batch`: each latent of a batch, for each cond, has a lane of its own, so that in
+    synchronous evaluations they pass the stages one behind the other.
     """
 
     warm_up: int = 1
@@ -63,6 +65,7 @@ class AsyncSchedule:
     prediction: bool = False
     cool_down: int = 0
     tolerance: float = 0.0
+    split_batch: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.warm_up, int) or self.warm_up < AUTO_WARM_UP:

@@ -80,6 +80,7 @@ def predicted_speedup(
     costs: Sequence[float],
     skips: Skips = (),
     predicts: bool = False,
+    latents: int = 0,
 ) -> float:
     """How much faster than one device `plan` is, with these unit costs and no other cost.
 
@@ -91,13 +92,19 @@ def predicted_speedup(
         costs: what each unit costs.
         skips: as for `cuts.cut`.
         predicts: as for `cuts.cut`.
+        latents: of a cond, if each is evaluated by itself: in synchronous evaluations they pass the
+            stages one behind the other.
     """
     num_sync = min(num_sync, steps)
     speeds = [1.0] * plan.stages
     stages = cut(costs, speeds, skips, predicts=predicts)
     share = slowest(stages, costs, speeds, predicts=predicts) / (sum(costs) or 1.0)
-    conds = math.ceil(num_conds / plan.replicas)
-    seconds = conds * (num_sync + (steps - num_sync) * share / plan.stride)
+    conds: float = math.ceil(num_conds / plan.replicas)
+    if latents and num_conds == 1:
+        conds = math.ceil(latents / plan.replicas) / latents  # replicas share the latents
+    passes = max(1, conds * latents)
+    sync = (1 + (passes - 1) * share) / passes
+    seconds = conds * (num_sync * sync + (steps - num_sync) * share / plan.stride)
     return num_conds * steps / seconds
 
 
@@ -110,6 +117,7 @@ def choose(
     costs: Sequence[float],
     skips: Skips = (),
     predicts: bool = False,
+    latents: int = 0,
     fits: Callable[[ParallelPlan], bool] = lambda plan: True,
 ) -> Choice:
     """The fastest plan that `request` allows.
@@ -125,6 +133,7 @@ def choose(
         costs: what each unit costs.
         skips: as for `cuts.cut`.
         predicts: as for `cuts.cut`.
+        latents: as for `predicted_speedup`.
         fits: whether the weights of a plan fit the memory of its devices. If none does, the one
             with the most stages is taken, which needs the least.
 
@@ -144,6 +153,7 @@ def choose(
                 costs=costs,
                 skips=skips,
                 predicts=predicts,
+                latents=latents,
             ),
         )
         for plan in plans
@@ -151,6 +161,7 @@ def choose(
 
     def merit(choice: Choice) -> tuple[float, int, int]:
         plan = choice.plan
-        return round(choice.speedup, 6), min(plan.replicas, num_conds), plan.stages
+        work = num_conds if num_conds > 1 else max(1, latents)
+        return round(choice.speedup, 6), min(plan.replicas, work), plan.stages
 
     return max(choices, key=merit)

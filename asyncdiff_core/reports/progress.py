@@ -40,6 +40,9 @@ def gain(report: RunReport) -> str:
             return f"{_steps(done)} on {replicas} replicas"
         if report.plan.get("stages", 1) < 2:
             return f"{_steps(done)} on one device, no gain"
+        number = len({one.lane for one in report.evaluations})
+        if report.schedule["split_batch"] and number > 1:
+            return f"{_steps(done)}, all synchronous, {number} latents one behind the other"
         if done <= report.schedule["warm_up"]:
             return f"no gain: the warm-up was all of {_steps(done)}"
         return f"no gain: all {_steps(done)} were synchronous, see cool_down and tolerance"

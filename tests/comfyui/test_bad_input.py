@@ -144,7 +144,7 @@ def test_gguf_model(lab: ComfyServer) -> None:
 
 def test_a_program_may_leave_out_what_is_advanced(lab: ComfyServer) -> None:
     advanced = {"stages", "replicas", "stride", "time_shift"}
-    advanced |= {"prediction", "cool_down", "tolerance"}
+    advanced |= {"prediction", "cool_down", "tolerance", "split_batch"}
     declared = {}
     for name, one in lab.get("/object_info").items():
         if name.startswith("AsyncDiff"):

@@ -10,6 +10,7 @@ import torch
 from asyncdiff_core.comfyui.model.calls import (
     SAMPLED,
     ModelCall,
+    Part,
     gather,
     scatter,
     with_sampled,
@@ -18,12 +19,30 @@ from asyncdiff_core.comfyui.run.forecast import AUDIO, Forecaster
 
 
 def test_chunks_go_by_cond_index() -> None:
-    assert scatter([1, 0], 2) == [[1], [0]]
-    assert scatter([0, 1, 0, 0], 2) == [[0, 2, 3], [1]]
-    assert scatter([0, 1, 2], 2) == [[0, 2], [1]]
-    assert scatter([0, 0], 2) == [[0, 1]]
-    assert scatter([1, 0], 3) == [[1], [0]]
-    assert scatter([3, 5, 7], 3) == [[0], [1], [2]]
+    def chunks(conds: list[int], replicas: int) -> list[tuple[int, ...]]:
+        parts = scatter(conds, replicas)
+        assert [part.replica for part in parts] == list(range(len(parts)))
+        assert all(part.latent is None for part in parts)
+        return [part.chunks for part in parts]
+
+    assert chunks([1, 0], 2) == [(1,), (0,)]
+    assert chunks([0, 1, 0, 0], 2) == [(0, 2, 3), (1,)]
+    assert chunks([0, 1, 2], 2) == [(0, 2), (1,)]
+    assert chunks([0, 0], 2) == [(0, 1)]
+    assert chunks([1, 0], 3) == [(1,), (0,)]
+    assert chunks([3, 5, 7], 3) == [(0,), (1,), (2,)]
+
+
+def test_each_latent_is_a_part() -> None:
+    assert scatter([1, 0], 1, 2) == [
+        Part((0,), 0, 0),
+        Part((0,), 1, 0),
+        Part((1,), 0, 0),
+        Part((1,), 1, 0),
+    ]
+    assert scatter([0, 1, 0], 2, 1) == [Part((0,), 0, 0), Part((2,), 0, 0), Part((1,), 0, 1)]
+    assert [part.replica for part in scatter([0], 2, 3)] == [0, 1, 0]  # one cond alone
+    assert [part.rows(3) for part in scatter([0, 1], 1, 3)] == [[0], [1], [2], [3], [4], [5]]
 
 
 def inputs(options: Any) -> Any:
@@ -40,7 +59,7 @@ def inputs(options: Any) -> Any:
 def test_a_part_is_the_rows_of_its_chunks() -> None:
     options = {"sample_sigmas": torch.arange(6.0), "uuids": [7, 8, 9], "cond_or_uncond": [1, 0, 1]}
     whole, _ = inputs({})
-    part = ModelCall(whole[0], options, inputs).of_chunks([0, 2])
+    part = ModelCall(whole[0], options, inputs).of(Part((0, 2)))
     args, kwargs = part.inputs
     rows = [0, 1, 4, 5]
     assert torch.equal(part.x, whole[0][rows]) and torch.equal(part.latent, part.x)
@@ -59,11 +78,11 @@ def test_a_part_is_the_rows_of_its_chunks() -> None:
 
 def test_gather_undoes_scatter() -> None:
     whole = torch.randn(6, 3)
-    parts = scatter([0, 1, 0], 2)
-    outputs = [torch.cat([whole.chunk(3)[chunk] for chunk in hand]) for hand in parts]
-    assert torch.equal(gather(outputs, parts), whole)
-    both = gather([[output, 2 * output] for output in outputs], parts)  # video and audio
-    assert torch.equal(both[0], whole) and torch.equal(both[1], 2 * whole)
+    for parts in scatter([0, 1, 0], 2), scatter([0, 1, 0], 2, 2):
+        outputs = [whole[part.rows(2)] for part in parts]
+        assert torch.equal(gather(outputs, parts, 2), whole)
+        both = gather([[output, 2 * output] for output in outputs], parts, 2)  # video and audio
+        assert torch.equal(both[0], whole) and torch.equal(both[1], 2 * whole)
 
 
 SAME = object()  # as the timestep of the video
@@ -195,7 +214,7 @@ def test_a_part_of_the_batch_has_its_part_of_the_latent() -> None:
     sampled = torch.randn(4, 4, 3)
     options = {"sigmas": torch.tensor([0.5]), "cond_or_uncond": [0, 1], "uuids": ["a", "b"]}
     whole = ModelCall(sampled, options, lambda options: ((sampled,), {}), sampled)
-    part = whole.of_chunks([1])
+    part = whole.of(Part((1,)))
     assert part.sampled is not None and torch.equal(part.sampled, sampled[2:])
 
 

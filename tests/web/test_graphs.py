@@ -23,6 +23,7 @@ SCHEDULE = {
     "prediction": "auto",
     "cool_down": 0,
     "tolerance": 0,
+    "split_batch": False,
 }
 STOCK = {
     "1": node("CheckpointLoaderSimple", ckpt_name="tiny-sd15.safetensors"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -87,22 +87,45 @@ class ModelCall:
         """The same call with other options."""
         return ModelCall(self.x, options, self.inputs_with, self.sampled)
 
-    def of_chunks(self, chunks: Sequence[int]) -> ModelCall:
-        """The call as ComfyUI would make it for a batch of these chunks alone.
+    @property
+    def num_latents(self) -> int:
+        """How many latents each cond is evaluated for."""
+        return int(self.latent.shape[0]) // max(1, len(self.conds))
+
+    def of(self, part: Part) -> ModelCall:
+        """The call as ComfyUI would make it for this part of the batch alone.
 
         Every tensor whose first dimension is that of the batch is a batch; transformer_options are
         not touched, but for what names the conds.
         """
         options = {
             **self.options,
-            "cond_or_uncond": [self.options["cond_or_uncond"][chunk] for chunk in chunks],
-            "uuids": [self.options["uuids"][chunk] for chunk in chunks],
+            "cond_or_uncond": [self.options["cond_or_uncond"][chunk] for chunk in part.chunks],
+            "uuids": [self.options["uuids"][chunk] for chunk in part.chunks],
         }
-        size = self.latent.shape[0] // len(self.conds)
-        rows = torch.tensor([chunk * size + row for chunk in chunks for row in range(size)])
+        rows = torch.tensor(part.rows(self.num_latents))
         x = pytree.tree_map(lambda part: part[rows.to(part.device)], self.x)
         sampled = None if self.sampled is None else self.sampled[rows.to(self.sampled.device)]
         return ModelCall(x, options, _rows_of(self.inputs_with, rows), sampled)
+
+
+class Part(NamedTuple):
+    """A part of a batch.
+
+    Attributes:
+        chunks: of the batch, one for each cond that is evaluated.
+        latent: which one of each chunk; None: all.
+        replica: that evaluates it.
+    """
+
+    chunks: tuple[int, ...]
+    latent: int | None = None
+    replica: int = 0
+
+    def rows(self, num_latents: int) -> list[int]:
+        """Of the batch, whose chunks have so many latents each."""
+        latents = range(num_latents) if self.latent is None else (self.latent,)
+        return [chunk * num_latents + latent for chunk in self.chunks for latent in latents]
 
 
 class _Opaque:
@@ -132,23 +155,37 @@ def _rows_of(inputs_with: Callable[[Any], Inputs], rows: torch.Tensor) -> Callab
     return inputs_of_rows
 
 
-def scatter(conds: Sequence[int], num_replicas: int) -> list[list[int]]:
-    """Which chunks of the batch each replica gets; replicas without any are left out."""
+def scatter(conds: Sequence[int], num_replicas: int, num_latents: int = 0) -> list[Part]:
+    """Which parts of the batch are evaluated where; replicas without any are left out.
+
+    Args:
+        conds: the index of the cond of each chunk.
+        num_replicas: that share the conds.
+        num_latents: of each chunk, if each of them is to be a part; otherwise what a replica gets
+            is one. Where there is one cond alone replicas share its latents.
+    """
     indices = sorted(set(conds))
-    parts: list[list[int]] = [[] for _ in range(num_replicas)]
+    of_replicas: list[list[int]] = [[] for _ in range(num_replicas)]
     for chunk, cond in enumerate(conds):
-        parts[indices.index(cond) % num_replicas].append(chunk)
-    return [part for part in parts if part]
+        of_replicas[indices.index(cond) % num_replicas].append(chunk)
+    if not num_latents:
+        return [Part(tuple(c), None, replica) for replica, c in enumerate(of_replicas) if c]
+    return [
+        Part((chunk,), latent, replica if len(indices) > 1 else latent % num_replicas)
+        for replica, chunks in enumerate(of_replicas)
+        for chunk in chunks
+        for latent in range(num_latents)
+    ]
 
 
-def gather(outputs: Sequence[Any], parts: Sequence[Sequence[int]]) -> Any:
+def gather(outputs: Sequence[Any], parts: Sequence[Part], num_latents: int) -> Any:
     """Put the outputs of the parts together again, in the order of the whole batch.
 
     An output is a tensor, or a list of tensors (video and audio).
     """
     if isinstance(outputs[0], list):
-        return [gather(one, parts) for one in zip(*outputs, strict=True)]
-    chunks: dict[int, torch.Tensor] = {}
+        return [gather(one, parts, num_latents) for one in zip(*outputs, strict=True)]
+    rows: dict[int, torch.Tensor] = {}
     for output, part in zip(outputs, parts, strict=True):
-        chunks.update(zip(part, output.chunk(len(part)), strict=True))
-    return torch.cat([chunks[chunk] for chunk in sorted(chunks)])
+        rows.update(zip(part.rows(num_latents), output.split(1), strict=True))
+    return torch.cat([rows[row] for row in sorted(rows)])

@@ -27,7 +27,7 @@ from ...planning.plan import ParallelPlan
 from ...planning.planner import choose
 from ...reports.progress import gain
 from ...workers.group import WorkerGroup
-from ..model.calls import ModelCall, gather, scatter
+from ..model.calls import ModelCall, Part, gather, scatter
 from ..model.replaced import changing_weights
 from ..patches.code_patches import FUNCTIONS, OBJECTS, CodePatches, mark, names_of, split_options
 from ..patches.flags import FLAGS_MARK, flags
@@ -157,7 +157,7 @@ class SamplingRun:
             code = {**code, OBJECTS: self._objects}
         if functions := self._remote.replaced.found():
             code = {**code, FUNCTIONS: functions}
-        # A patch may compare the conds of a batch, so they stay together.
+        # A patch may compare the conds of a batch, and its latents, so they stay together.
         conds = call.conds[:1] if code else call.conds
         if not self._is_prepared:
             self._prepare(call, len(set(conds)))
@@ -165,26 +165,27 @@ class SamplingRun:
         call = self._put_in_force(call, code, changing_weights(functions))
         stream, has_place = self._stream(whole, code)
 
-        def as_evaluation(part: ModelCall, replica: int = 0) -> Call:
-            forecast = self._forecaster.forecast(part)
-            args, kwargs = part.inputs
-            key = part.lane_key, stream
+        def as_evaluation(one: ModelCall, part: Part | None = None) -> Call:
+            forecast = self._forecaster.forecast(one)
+            args, kwargs = one.inputs
+            latent, replica = (part.latent, part.replica) if part else (None, 0)
+            key = one.lane_key, stream, latent
             return Call(key, args, kwargs, forecast, replica, in_sync=not has_place)
 
         replicas = self._group.plan.replicas
-        parts = scatter(conds, replicas) if replicas > 1 and len(conds) > 1 else []
+        num_latents = call.num_latents if self._schedule.split_batch and not code else 0
+        parts = scatter(conds, replicas, num_latents)
+        idle = replicas - len({part.replica for part in parts})
+        if replicas > 1 and idle and not self._said_idle:
+            self._said_idle = True
+            log.info("%d of %d replicas idle: there are no conds for them", idle, replicas)
         if len(parts) < 2:
-            if replicas > 1 and not self._said_idle:
-                self._said_idle = True
-                log.info("one cond: %d of %d replicas idle", replicas - 1, replicas)
             evaluations = [as_evaluation(call)]
             (output,) = self._group.evaluate_all(evaluations, self._remote.require_unchanged)
             return output
-        evaluations = [
-            as_evaluation(call.of_chunks(chunks), replica) for replica, chunks in enumerate(parts)
-        ]
+        evaluations = [as_evaluation(call.of(part), part) for part in parts]
         outputs = self._group.evaluate_all(evaluations, self._remote.require_unchanged)
-        return gather(outputs, parts)
+        return gather(outputs, parts, call.num_latents)
 
     def _prepare(self, call: ModelCall, num_conds: int) -> None:
         """Before the first evaluation: have workers hold what it needs."""
@@ -247,6 +248,7 @@ class SamplingRun:
                 costs=group.costs(*call.inputs),
                 skips=self._remote.source.nested_skips,
                 predicts=self._schedule.prediction,
+                latents=call.num_latents if self._schedule.split_batch else 0,
                 fits=lambda plan: self._fits(plan, group),
             )
             log.info("%s: %s", self._remote.source.name, choice)
