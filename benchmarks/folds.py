@@ -116,7 +116,7 @@ class Comparison:
         from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
         from asyncdiff_core.algorithm.oracle import Oracle
         from asyncdiff_core.algorithm.prediction import Latent
-        from asyncdiff_core.algorithm.schedule import AsyncSchedule
+        from asyncdiff_core.algorithm.schedule import PREDICTED_FOLD, AsyncSchedule
         from asyncdiff_core.algorithm.stage import StagedModel
         from asyncdiff_core.algorithm.trunk import Trunk
         from asyncdiff_core.comfyui.model.layouts import layout_of
@@ -158,6 +158,8 @@ class Comparison:
             folded = fold(costs, speeds, trunk.skips, predicts=predicts)
             assert folded is not None
             for name, stages in ("fold", folded), ("chain", contiguous):
+                if name == "fold" and predicts and number != PREDICTED_FOLD:
+                    continue  # nothing is predicted
                 oracle = Oracle(staged, stages)
                 oracle.begin_run(AsyncSchedule(warm_up, prediction=predicts))
                 latents, shown = self._sample(functools.partial(evaluate, oracle), num_steps)

@@ -38,6 +38,7 @@ SHORT = {
     "python benchmarks/overhead.py": "--workers 2 --evaluations 10",
     "python benchmarks/tripwire.py": "--depth 2",
     "python -m benchmarks.folds": "--train 1 --steps 3 --prompts 1",
+    "python -m benchmarks.pipeline": "--steps 2 --repeats 1 --scale 1",
     "python -m benchmarks.plans": "--steps 3 --warm-up 1 --repeats 1 --plans 2,1,1 --levels 2",
     "python -m benchmarks.samplers": "--steps 3 --names euler --out OUT/samplers.md",
     "python -m benchmarks.traffic": "--stages 2 --batch 1",
