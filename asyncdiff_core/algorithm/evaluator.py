@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..log import get_logger
+from .lanes import Lanes
 from .prediction import Latent
-from .schedule import AsyncSchedule, Lanes, Round, Target
+from .schedule import AsyncSchedule, Round, Target
 
 log = get_logger("schedule")
 

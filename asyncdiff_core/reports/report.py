@@ -71,7 +71,8 @@ class WorkerReport:
 class RunReport:
     """One sampling run, as the host saw it. Clocks are absolute until `as_dict`.
 
-    `refused_stride`: the sampler allowed no stride, so the run went on with stride 1. `steps`: of
+    `refused_stride`: the sampler allowed no stride, so the run went on with stride 1. `drafts`: how
+    many stages were given in place of the last latent. `steps`: of
     the sampler, if it says how many.
     """
 
@@ -85,6 +86,7 @@ class RunReport:
     evaluations: list[Evaluated] = field(default_factory=list)
     workers: Sequence[WorkerReport] = ()
     refused_stride: bool = False
+    drafts: int = 0
     steps: int | None = None
     prompt_id: str | None = None
     node_id: str | None = None
@@ -103,6 +105,7 @@ class RunReport:
             "seconds_to_first_step": None if self.first_step is None else self.first_step - origin,
             "cold": self.cold,
             "refused_stride": self.refused_stride,
+            "drafts": self.drafts,
             "evaluations": [
                 {**vars(one), "start": one.start - origin, "end": one.end - origin}
                 for one in self.evaluations

@@ -343,6 +343,7 @@ class WorkerGroup(Evaluator):
         report, self.report = self.report, None
         if report is not None and self._lanes is not None:
             report.refused_stride = self._lanes.refused_stride
+            report.drafts = self._lanes.num_drafts
         super().end_run()
         workers_took_part = bool(self._encoders)
         self._encoders.clear()

@@ -137,16 +137,24 @@ def _plot_measure(axes: Any, results: Sequence[Result], key: str) -> None:
         lw=1,
     )
 
-    def plan(result: Result) -> tuple[int, int, int, bool]:
+    def plan(result: Result) -> tuple[int, int, int, bool, bool]:
         setting = result.setting
-        return setting.replicas, setting.stages, setting.stride, setting.time_shift
+        ways = setting.time_shift, setting.prediction
+        return setting.replicas, setting.stages, setting.stride, *ways
 
     for index, (name, group) in enumerate(itertools.groupby(sorted(plain, key=plan), plan)):
         chosen = list(group)
-        replicas, stages, stride, shift = name
+        replicas, stages, stride, shift, predicts = name
         label = f"N={stages} S={stride}" + f" R={replicas}" * (replicas > 1) + " shift" * shift
         marker = MARKERS[index % len(MARKERS)]
-        (line,) = axes.plot(*points(chosen), marker=marker, label=label, lw=1, ms=4)
+        (line,) = axes.plot(
+            *points(chosen),
+            marker=marker,
+            label=label + " draft" * predicts,
+            lw=2 if predicts else 1,
+            ls="-" if predicts else ":",
+            ms=4,
+        )
         for result in chosen:
             value = result.metrics[key]
             if result.measured_speedup is not None and value is not None:

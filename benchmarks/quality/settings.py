@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP, AsyncSchedule
 
-WARM_UPS = (1, 2, 3, 5, 9)
+WARM_UPS = (1, 2, 3, 5)
 
 FORM = re.compile(
     r"N(?P<stages>\d+) S(?P<stride>\d+)( R(?P<replicas>\d+))? w(?P<warm_up>\d+)"
@@ -111,14 +112,16 @@ class Setting:
 
 
 def default_settings() -> list[Setting]:
-    """Plans of two to four devices, the paper's over a range of warm-ups."""
-    settings = [Setting(n, s, warm_up=w) for n, s in ((2, 1), (3, 1), (3, 2)) for w in WARM_UPS]
-    settings += [Setting(n, s, warm_up=DEFAULT_WARM_UP) for n, s in ((4, 1), (2, 2))]
-    settings += [
-        Setting(n, s, warm_up=DEFAULT_WARM_UP, time_shift=True) for n, s in ((3, 1), (3, 2))
+    """Plans of two to four devices, on stale latents and on drafts, two of them over warm-ups."""
+    plans = [((n, 1, 1), w) for n, w in itertools.product((2, 3), WARM_UPS)]
+    plans += [(plan, DEFAULT_WARM_UP) for plan in ((4, 1, 1), (2, 2, 1), (3, 2, 1), (2, 1, 2))]
+    settings = [
+        Setting(*plan, warm_up=warm_up, prediction=prediction)
+        for plan, warm_up in plans
+        for prediction in (False, True)
     ]
-    settings += [Setting(3, 2, warm_up=w, is_reference=True) for w in (2, 4)]
-    return [*settings, Setting(replicas=2), Setting(2, replicas=2, warm_up=DEFAULT_WARM_UP)]
+    shifted = Setting(3, 1, warm_up=DEFAULT_WARM_UP, time_shift=True)
+    return [*settings, shifted, Setting(replicas=2)]
 
 
 def baselines(speedups: Iterable[float], steps: int) -> list[Setting]:

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
+from asyncdiff_core.algorithm.lanes import Lane
 from asyncdiff_core.algorithm.oracle import Oracle
 from asyncdiff_core.algorithm.prediction import A, B, Latent, Predictor
-from asyncdiff_core.algorithm.schedule import AsyncSchedule, Lane
+from asyncdiff_core.algorithm.schedule import AsyncSchedule
 from asyncdiff_core.algorithm.stage import StagedModel
 from asyncdiff_core.algorithm.stages import Stage
 from asyncdiff_core.algorithm.trunk import Trunk, TrunkLayout

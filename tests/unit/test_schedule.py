@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, HERE, AsyncSchedule, Lane, Lanes, Round
+from asyncdiff_core.algorithm.lanes import Lane, Lanes
+from asyncdiff_core.algorithm.schedule import AUTO_WARM_UP, HERE, AsyncSchedule, Round
 from asyncdiff_core.errors import ScheduleError
 
 

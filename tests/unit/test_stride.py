@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
+from asyncdiff_core.algorithm.lanes import Lane, Lanes
 from asyncdiff_core.algorithm.oracle import Oracle
-from asyncdiff_core.algorithm.schedule import HERE, AsyncSchedule, Lane, Lanes, Target
+from asyncdiff_core.algorithm.schedule import HERE, AsyncSchedule, Target
 from asyncdiff_core.algorithm.stage import StagedModel
 from asyncdiff_core.algorithm.trunk import Trunk
 from harness.cuts import chain

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
+from asyncdiff_core.algorithm.lanes import Lane
 from asyncdiff_core.algorithm.prediction import distance
-from asyncdiff_core.algorithm.schedule import AsyncSchedule, Lane, Round
+from asyncdiff_core.algorithm.schedule import AsyncSchedule, Round
 from asyncdiff_core.errors import ScheduleError
 
 STEPS = 12

@@ -134,6 +134,13 @@ class SamplingRun:
             record_error(self._remote.source.name, error)
             return
         if report is not None and report.evaluations:
+            is_async = any(one.mode == "async" for one in report.evaluations)
+            if self._schedule.prediction and is_async and not report.drafts:
+                log.info(
+                    "%s: no latent was predicted in this run, since its sampler, model or plan "
+                    "allows none, or none was nearer than the last latent; stages worked on that",
+                    self._remote.source.name,
+                )
             record(report)
             self._text.show(gain(report))
 
