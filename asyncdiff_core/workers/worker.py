@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..algorithm.schedule import Mode
 from ..algorithm.stage import StagedModel
 from ..algorithm.stages import Stage
 from ..errors import (
@@ -213,11 +214,14 @@ class Worker:
             # Before the bookkeeping below: the sampler waits for it.
             self._channel.send(to_wire(requests.Result(result, links.nbytes), self._ticket))
 
+        # What prepares async rounds is a part of these, though it takes fresh messages.
+        kind: Mode = "async" if request.goals[0] is None else mode
+
         def span(start: float, waited: float, computed: float, until: float, end: float) -> None:
             wait = until - waited
             compute = computed - start - wait
             self._spans.append(
-                Span(request.evaluation, request.lane, mode, start, wait, compute, end)
+                Span(request.evaluation, request.lane, kind, start, wait, compute, end)
             )
 
         if links.turned is not None:
