@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff_core.algorithm.stages import Link, links_between, units_of
+from asyncdiff_core.algorithm.stages import Link, Stage, links_between, units_of
 from asyncdiff_core.errors import PlanError
 from asyncdiff_core.planning.cuts import FOLD_TOLERANCE, cut, fold, partition, slowest
 from asyncdiff_core.wire.requests import Ready
@@ -108,6 +108,25 @@ def test_no_other_fold_has_a_faster_slowest_stage(unet):
     contiguous = chain(*partition(costs, speeds))
     is_close = best <= FOLD_TOLERANCE * slowest_of(contiguous, costs, speeds)
     assert cut(costs, speeds, skips) == (stages if is_close else contiguous)
+
+
+@given(unet=unets())
+def test_with_drafts_the_outer_of_two_stages_runs_its_way_in_twice(unet):
+    costs, speeds, skips = unet
+    speeds = speeds[:2]
+    stages = cut(costs, speeds, skips, predicts=True)
+    plain = cut(costs, speeds, skips)
+    if len(speeds) < 2 or len(plain[-1]) < 2:
+        assert stages == plain
+        return
+
+    def slowest_with_drafts(fold: tuple[Stage, ...]) -> float:
+        (within,), (way_in, way_out) = fold
+        outer = 2 * sum(costs[slice(*way_in)]) + sum(costs[slice(*way_out)])
+        return max(sum(costs[slice(*within)]) / speeds[0], outer / speeds[1])
+
+    best = min(map(slowest_with_drafts, all_folds(len(costs), 2, skips)))
+    assert slowest_with_drafts(stages) == slowest(stages, costs, speeds, predicts=True) == best
 
 
 @given(unet=unets())

@@ -33,6 +33,18 @@ def test_one_device_and_a_warm_up_longer_than_the_run() -> None:
     assert speedup(2, 1, 2, 1, num_conds=1) == 1.0
 
 
+def test_latents_pass_the_stages_one_behind_the_other() -> None:
+    """algorithm.md: M of them on N stages take (M + N - 1) / (M N)."""
+    assert speedup(2, 2, 1, 1, num_conds=1, latents=4, num_sync=500) == pytest.approx(8 / 5)
+    assert speedup(2, 2, 1, 1, num_conds=2, latents=1, num_sync=500) == pytest.approx(4 / 3)
+    assert speedup(4, 4, 1, 1, num_conds=2, latents=3, num_sync=500) == pytest.approx(24 / 9)
+    assert speedup(2, 2, 1, 1, num_conds=1, latents=1, num_sync=500) == 1.0
+    # One cond alone: replicas share its latents, as evenly as they can.
+    assert speedup(2, 1, 2, 1, num_conds=1, latents=4) == pytest.approx(2.0)
+    assert speedup(2, 1, 2, 1, num_conds=1, latents=3) == pytest.approx(1.5)
+    assert speedup(4, 2, 2, 1, num_conds=1, latents=4, num_sync=500) == pytest.approx(2 * 4 / 3)
+
+
 def auto(devices: int, num_conds: int, **request: int) -> ParallelPlan:
     wanted = PlanRequest(("cuda:0",) * devices, is_auto=True, **request)
     return choose(wanted, num_conds=num_conds, steps=20, num_sync=3, costs=EVEN).plan
