@@ -54,8 +54,8 @@ def load_request(plan: ParallelPlan, place: Placement, cuts: Cuts, skips: Skips)
     stages = cuts[place.replica]
     incoming, outgoing = [], []
     for link in links_between(stages, skips):
-        # Copies of a stage get what it gets, and send nothing.
-        if link.target == place.stage and not (link.is_fresh and place.lead):
+        # Copies of the last stage get what it gets, and send nothing.
+        if link.target == place.stage:
             source = (ranks(link.source)[0], plan.stages - 1 - link.source)
             incoming.append((*source, link.units, link.is_fresh))
         if link.source == place.stage and not place.lead:

@@ -198,20 +198,31 @@ def test_figures_of_the_readme_are_measured_ones() -> None:
     assert shown - there == set()
 
 
+def by_setting(text: str) -> dict[str, dict[str, str]]:
+    """The rows of a table of settings, each cell by the heading of its column."""
+    heading, _, _ = text[text.index("| setting") :].partition("\n")
+    columns = [cell.strip() for cell in heading.strip("| ").split("|")]
+    return {
+        row[0]: dict(zip(columns, (cell.strip("*") for cell in row), strict=True))
+        for row in rows(text)
+    }
+
+
 def test_the_settings_that_the_readme_shows() -> None:
     quality = read("docs/quality.md")
-    results = {row[0]: row for row in rows(section(quality, "All settings"))}
+    results = by_setting(section(quality, "All settings"))
     heading = "At equal ideal time: AsyncDiff / the stock sampler with fewer steps"
-    fewer = {row[0]: row for row in rows(section(quality, heading))}
+    fewer = by_setting(section(quality, heading))
     shown = list(rows(section(read("README.md"), "What speed-up to expect, and what it costs")))
     assert len(shown) > 3
     for devices, setting, ideal, psnr, accuracy, baseline in shown:
         name = re.match("`(.*?)`", setting)[1]
-        _, *cells = results[name]
-        assert [devices, ideal, psnr, accuracy] == [cells[0], cells[1], cells[2], cells[5]]
+        cells = results[name]
+        columns = "devices", "ideal", "PSNR (dB)", "accuracy"
+        assert [devices, ideal, psnr, accuracy] == [cells[column] for column in columns]
         if name in fewer:
-            _, steps, both, _, _, right, _ = [cell.strip("*") for cell in fewer[name]]
-            assert baseline == f"{steps}: {both.split(' / ')[1]}, {right.split(' / ')[1]}"
+            both, right = (fewer[name][c].split(" / ")[1] for c in ("PSNR (dB)", "accuracy"))
+            assert baseline == f"{fewer[name]['steps']}: {both}, {right}"
         else:
             assert baseline == ""
 
