@@ -111,7 +111,9 @@ class Laboratory:
         devices = self.options.measure.split(",")
         timed = [r for r in results if 1 < r.setting.num_devices <= len(devices)]
         timed = [r for r in timed if not r.setting.is_reference]
-        speedups = measured_speedups(self.subject, [r.setting for r in timed], devices)
+        # Loaded anew: the oracle has replaced the units of the one that it evaluates.
+        subject = make_subject(self.options)
+        speedups = measured_speedups(subject, [r.setting for r in timed], devices)
         for result, speedup in zip(timed, speedups, strict=True):
             say(f"{result.setting.name}: {speedup:.2f}x measured, {result.ideal_speedup:.2f} ideal")
             result.measured_speedup = speedup

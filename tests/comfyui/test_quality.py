@@ -59,7 +59,9 @@ def test_checkpoint(comfyui_path: Path, tmp_path: Path) -> None:
     found = quality(
         *(comfyui_path, tmp_path / "out", "--checkpoint", str(path), "--prompts", str(prompts)),
         *("--size", "128x128", "--steps", "4", "--settings", "N2 S1 w4", "N2 S1 w1"),
+        *("--measure", "cpu,cpu"),
     )
+    assert found["N2 S1 w1"]["measured_speedup"] > 0
     assert found["N2 S1 w4"]["metrics"]["psnr"] is None
     assert found["N2 S1 w1"]["metrics"]["psnr"] > 0
     assert "accuracy" not in found["N2 S1 w1"]["metrics"]
