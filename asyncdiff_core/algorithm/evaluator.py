@@ -122,8 +122,6 @@ class Evaluator(ABC):
         sigma = forecast.sigma if forecast else None
         coming = forecast.coming if forecast else None
         # A cond may change its replica within a run; its new workers know nothing of the lane.
-        # Nothing is predicted in a fold: its outer part needs the latent itself for its skips, and
-        # what it sends inwards is of that latent as well.
         lane = self._lanes.lane((call.replica, call.key), is_folded=self.is_folded)
         if forecast is not None and forecast.latent is not None and not call.in_sync:
             replaceable = forecast.is_replaceable

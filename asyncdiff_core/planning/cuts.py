@@ -37,7 +37,10 @@ def cut(
     limit = FOLD_TOLERANCE * slowest(contiguous, costs, speeds)
     if slowest(folded, costs, speeds) > limit:
         return contiguous
-    return (fold(costs, speeds, skips, predicts=True) or folded) if predicts else folded
+    if predicts:
+        folded = fold(costs, speeds, skips, predicts=True)
+        assert folded is not None  # the same folds are possible
+    return folded
 
 
 def slowest(

@@ -72,8 +72,8 @@ class RunReport:
     """One sampling run, as the host saw it. Clocks are absolute until `as_dict`.
 
     `refused_stride`: the sampler allowed no stride, so the run went on with stride 1. `drafts`: how
-    many stages were given in place of the last latent. `steps`: of
-    the sampler, if it says how many.
+    many stages were given in place of the last latent. `steps`: of the sampler, if it says how
+    many.
     """
 
     model: str

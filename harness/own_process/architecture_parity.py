@@ -14,6 +14,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+# They swap the halves of a batch, which are cond and uncond of the same latents.
+PAIRED = {"Hunyuan3D 2.1", "SeedVR2"}
+
 
 def main(comfyui: str, pack: str, *labels: str) -> None:
     sys.path[:0] = [comfyui, pack]
@@ -22,6 +25,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
 
     comfy.options.enable_args_parsing()
     import torch
+    from einops import EinopsError
     from torch.utils import _pytree as pytree
 
     from asyncdiff_core.algorithm.activations import copy_output
@@ -31,7 +35,13 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     from asyncdiff_core.algorithm.stage import Neighbours, StagedModel
     from asyncdiff_core.algorithm.stages import Stage
     from asyncdiff_core.algorithm.trunk import Trunk, guess_layout
-    from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of, position_of
+    from asyncdiff_core.comfyui.model.calls import ModelCall, scatter
+    from asyncdiff_core.comfyui.model.layouts import (
+        entry_of,
+        latents_are_apart,
+        layout_of,
+        position_of,
+    )
     from asyncdiff_core.comfyui.stage_model import _attention_on_meta
     from asyncdiff_core.errors import LayoutError
     from asyncdiff_core.planning.chain_check import require_chain
@@ -90,8 +100,30 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             held["control residuals"] = not same(staged_result[0], plain[0]) and all(
                 same(result, staged_result[0]) for result in staged_result[1:]
             )
+        if architecture.label not in PAIRED:
+            held["latents apart"] = each_alone(model, inputs[0], plain[0]) == latents_are_apart(
+                model
+            )
         found = {"class": type(model).__name__, "units": num_units, "held": held}
         return {**found, "guess": guessed(spare, inputs[0], plain[0])}
+
+    def each_alone(model: torch.nn.Module, each: Inputs, plain: object) -> bool:
+        """Whether each row of the batch becomes by itself what it becomes in the batch."""
+        first = next(x for x in pytree.tree_leaves(each) if isinstance(x, torch.Tensor))
+        call = ModelCall(first, {"cond_or_uncond": [0], "uuids": [0]}, lambda options: each)
+        try:
+            rows = []
+            for part in scatter([0], 1, len(first)):
+                args, kwargs = _copy_inputs(*call.of(part).inputs)
+                rows.append(getattr(model, entry_of(model))(*args, **kwargs))
+        except EinopsError:  # the frames that there should be
+            return False
+        pairs = zip(*map(pytree.tree_leaves, rows), strict=True)
+        together = (x for x in pytree.tree_leaves(plain) if isinstance(x, torch.Tensor))
+        return all(
+            torch.allclose(torch.cat(parts), whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+            for parts, whole in zip(pairs, together, strict=True)
+        )
 
     def guessed(model: torch.nn.Module, each: tuple, plain: object) -> str:
         """What becomes of the architecture as if it had no layout.

@@ -7,7 +7,7 @@ import torch
 
 from asyncdiff_core.algorithm.stages import units_of
 from harness.comfy_server import ComfyServer
-from harness.features import custom
+from harness.features import FRAMES, MOTION, chain, custom, write_files
 from harness.graphs import Workflow, node, resampled
 from harness.lab import (
     KINDS,
@@ -60,6 +60,15 @@ def test_a_split_batch_is_each_latent_alone(lab: ComfyServer, kind: str) -> None
     spread = asyncdiff(flow, warm_up=1, split_batch=True, stages=1, replicas=2)
     assert torch.equal(latent(lab, spread), ours)
     assert len([w for w in last_report(lab)["workers"] if w["spans"]]) == 2
+
+
+def test_frames_that_are_a_batch_stay_together(lab: ComfyServer) -> None:
+    """With motion modules each frame depends on all others."""
+    write_files(lab.models)
+    flow = chain(FRAMES, MOTION)(workflow("sd15"))
+    ours = latent(lab, asyncdiff(flow, warm_up=5, stages=2, split_batch=True))
+    assert torch.equal(ours, latent(lab, flow))
+    assert len({e["lane"] for e in last_report(lab)["evaluations"]}) == 1
 
 
 def test_cond_and_uncond_pass_the_stages_one_behind_the_other(lab: ComfyServer) -> None:

@@ -153,6 +153,9 @@ REFUSED = {
     "DepthAnything3Net": _NO_DIFFUSION,
 }
 
+# Layers that take the rows of a batch for the frames of a video: SVD's, and AnimateDiff's.
+FRAME_LAYERS = {"VideoResBlock", "SpatialVideoTransformer", "MotionModule"}
+
 # Parts outside the trunk that ComfyUI's conditioning code runs in its own process, before sampling.
 HOST_PARTS = {
     "Anima": ("llm_adapter",),
@@ -185,6 +188,16 @@ def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
 def has_layout(diffusion_model: torch.nn.Module) -> bool:
     """Whether `layout_of` knows, and does not guess."""
     return type(diffusion_model).__name__ in LAYOUTS
+
+
+def latents_are_apart(diffusion_model: torch.nn.Module) -> bool:
+    """Whether what becomes of a latent of a batch depends on no other one.
+
+    Not where the batch is the frames of a video; and of an architecture that nobody has named it is
+    not known.
+    """
+    layers = {type(module).__name__ for module in diffusion_model.modules()}
+    return has_layout(diffusion_model) and not layers & FRAME_LAYERS
 
 
 def host_parts_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:

@@ -16,7 +16,13 @@ from ...wire.residuals import Residuals
 from ...workers.group import WorkerGroup
 from ...workers.source import ModelSource
 from ..model.calls import ModelCall
-from ..model.layouts import entry_of, host_parts_of, layout_of, position_of
+from ..model.layouts import (
+    entry_of,
+    host_parts_of,
+    latents_are_apart,
+    layout_of,
+    position_of,
+)
 from ..model.loading import Loader
 from ..model.replaced import ReplacedFunctions
 from ..model.skeleton import make_remote
@@ -75,6 +81,7 @@ class RemoteModel:
         self.request = request
         self.weight_bytes = sum(map(tensor_bytes, model.parameters()))
         self.unit_bytes = [sum(map(tensor_bytes, u.module.parameters())) for u in trunk.units]
+        self.latents_are_apart = latents_are_apart(model)
         self._base_model = base_model
         self.key = repr(spec), tuple(self.files.items()), request.devices
         self._run: SamplingRun | None = None

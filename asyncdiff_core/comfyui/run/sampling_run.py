@@ -166,8 +166,9 @@ class SamplingRun:
             code = {**code, FUNCTIONS: functions}
         # A patch may compare the conds of a batch, and its latents, so they stay together.
         conds = call.conds[:1] if code else call.conds
+        num_latents = self._num_apart(call, code)
         if not self._is_prepared:
-            self._prepare(call, len(set(conds)))
+            self._prepare(call, len(set(conds)), num_latents)
         self._group.restore()  # had the weights to be given back in the middle of the run
         call = self._put_in_force(call, code, changing_weights(functions))
         stream, has_place = self._stream(whole, code)
@@ -180,7 +181,6 @@ class SamplingRun:
             return Call(key, args, kwargs, forecast, replica, in_sync=not has_place)
 
         replicas = self._group.plan.replicas
-        num_latents = call.num_latents if self._schedule.split_batch and not code else 0
         parts = scatter(conds, replicas, num_latents)
         idle = replicas - len({part.replica for part in parts})
         if replicas > 1 and idle and not self._said_idle:
@@ -194,13 +194,27 @@ class SamplingRun:
         outputs = self._group.evaluate_all(evaluations, self._remote.require_unchanged)
         return gather(outputs, parts, call.num_latents)
 
-    def _prepare(self, call: ModelCall, num_conds: int) -> None:
+    def _num_apart(self, call: ModelCall, code: Mapping[str, Any]) -> int:
+        """How many latents of each cond are evaluated by themselves; 0: they stay together.
+
+        A patch that is code may compare those of a batch, and so do some models.
+        """
+        is_apart = self._schedule.split_batch and self._remote.latents_are_apart and not code
+        return call.num_latents if is_apart else 0
+
+    def _prepare(self, call: ModelCall, num_conds: int, num_latents: int) -> None:
         """Before the first evaluation: have workers hold what it needs."""
+        if self._schedule.split_batch and not num_latents:
+            log.info(
+                "%s: split_batch has no effect, since the model or a patch may read several "
+                "latents of a batch together",
+                self._remote.source.name,
+            )
         self._remote.require_unchanged()
         if not self._group.holdings.are_loaded:
             require_same_files(self._remote.files)
         with self._text.prepares(self._group):
-            self._choose_plan(call, num_conds)
+            self._choose_plan(call, num_conds, num_latents)
             self._group.prepare(*call.inputs)
             view = self._remote.view
             view.search_path = self._group.members.search_path()
@@ -238,7 +252,7 @@ class SamplingRun:
         number = self._streams.of((call.lane_key, kind), call.sigma, call.latent)
         return (kind, number), number is not None
 
-    def _choose_plan(self, call: ModelCall, num_conds: int) -> None:
+    def _choose_plan(self, call: ModelCall, num_conds: int, num_latents: int) -> None:
         group, request = self._group, self._remote.request
         sigmas = call.options.get("sample_sigmas")
         steps = None if sigmas is None else max(1, len(sigmas) - 1)
@@ -255,7 +269,7 @@ class SamplingRun:
                 costs=group.costs(*call.inputs),
                 skips=self._remote.source.nested_skips,
                 predicts=self._schedule.prediction,
-                latents=call.num_latents if self._schedule.split_batch else 0,
+                latents=num_latents,
                 fits=lambda plan: self._fits(plan, group),
             )
             log.info("%s: %s", self._remote.source.name, choice)
