@@ -101,9 +101,8 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
                 same(result, staged_result[0]) for result in staged_result[1:]
             )
         if architecture.label not in PAIRED:
-            held["latents apart"] = each_alone(model, inputs[0], plain[0]) == latents_are_apart(
-                model
-            )
+            are_apart = each_alone(model, inputs[0], plain[0])
+            held["latents apart"] = are_apart == latents_are_apart(model)
         found = {"class": type(model).__name__, "units": num_units, "held": held}
         return {**found, "guess": guessed(spare, inputs[0], plain[0])}
 
