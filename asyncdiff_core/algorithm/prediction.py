@@ -25,6 +25,10 @@ Latent = tuple[torch.Tensor, ...]
 
 A, B = 1.0, 0.5
 RIDGE = 0.3  # how much A and B count beside what the last steps have shown
+# How many evaluations in a row drafts must have been better than stale latents, for each evaluation
+# that the farthest of them lies ahead beyond the first: a solver of high order answers each change
+# from one to the other, and the more so the more evaluations there are between cause and answer.
+PROOF = 3
 # Where coefficients may be. A negative b takes the slope over two steps in place of one, which is
 # what a solver of high order needs that answers the error of a draft with one of its own.
 A_RANGE, B_RANGE = (0.5, 1.5), (-0.5, 1.0)
@@ -51,15 +55,16 @@ class Predictor:
     """The latents of one lane, drafts of those to come, and how good drafts were.
 
     Args:
-        farthest: how many evaluations ahead drafts may be asked for.
+        farthest: drafts may be asked for so many evaluations ahead, less one.
     """
 
     def __init__(self, farthest: int) -> None:
         self._seen: deque[Seen] = deque(maxlen=farthest + 3)
         # By evaluations ahead: drafts that wait for their latent, and how good the last one was.
         self._drafts: dict[tuple[int, float], Latent] = {}
-        self._judged: dict[int, Judged] = {}
+        self._judged: dict[int, deque[Judged]] = {}
         self._farthest = farthest
+        self._num_proofs = 1 + PROOF * max(0, farthest - 2)
 
     def see(self, sigma: float, latent: Latent, coming: Sequence[float]) -> None:
         """An evaluation begins: judge the drafts of its latent, and make those of the next ones.
@@ -75,9 +80,10 @@ class Predictor:
         for ahead in range(1, self._farthest + 1):
             draft = self._drafts.pop((ahead, sigma), None)
             if draft is not None and ahead <= len(self._seen):
-                self._judged[ahead] = Judged(
+                judged = Judged(
                     distance(draft, latent), distance(self._seen[-ahead].latent, latent)
                 )
+                self._judged.setdefault(ahead, deque(maxlen=self._num_proofs)).append(judged)
         self._drafts = {key: draft for key, draft in self._drafts.items() if key[1] < sigma}
         self._seen.append(Seen(sigma, latent))
         for ahead, target in enumerate(coming[: self._farthest], start=1):
@@ -94,17 +100,19 @@ class Predictor:
     def draft(self, sigma: float, ahead: int) -> Latent | None:
         """The draft for the evaluation `ahead` evaluations after the last one, or None.
 
-        There is none before the second evaluation, and none where the last one that was judged was
-        farther from its latent than the stale latent.
+        There is none before the second evaluation, and none where one of the last that were judged
+        was no nearer to its latent than the stale latent. As long as none was judged so far ahead,
+        those that are nearest to it tell.
         """
-        judged = self._judged.get(ahead)
-        if judged is not None and not judged.draft < judged.stale:
+        nearest = max((other for other in self._judged if other <= ahead), default=None)
+        judged = self._judged[nearest] if nearest is not None else ()
+        if not all(one.draft < one.stale for one in judged):
             return None
         return self._drafts.get((ahead, sigma))
 
     def judged(self, ahead: int) -> Judged | None:
         """How good the last draft was that was made `ahead` evaluations before its latent."""
-        return self._judged.get(ahead)
+        return self._judged[ahead][-1] if ahead in self._judged else None
 
     def _make(self, sigma: float, ahead: int) -> Latent | None:
         terms = _terms(list(self._seen), sigma)

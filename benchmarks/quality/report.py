@@ -89,7 +89,7 @@ def equal_time_table(results: Sequence[Result], steps: int) -> str:
     rows = [["setting", "steps", *(h for _, h, *_ in columns)], ["---"] * (2 + len(columns))]
     for result in results:
         setting = result.setting
-        if setting.steps is not None or setting.is_stock:
+        if setting.steps is not None or (setting.is_stock and not setting.cache):
             continue
         count = equal_time_steps(steps, result.ideal_speedup)
         cells = [setting.name, str(count)]
@@ -129,13 +129,17 @@ def _plot_measure(axes: Any, results: Sequence[Result], key: str) -> None:
         pairs = ((r.ideal_speedup, r.metrics[key]) for r in chosen if r.metrics[key] is not None)
         return [list(axis) for axis in zip(*sorted(pairs), strict=True)] or [[], []]
 
-    plain = [r for r in results if r.setting.steps is None and not r.setting.is_reference]
+    plain = [r for r in results if not r.setting.is_baseline and not r.setting.is_reference]
     axes.plot(
         *points([r for r in results if r.setting.steps is not None]),
         *("k--x",),
         label="fewer steps",
         lw=1,
     )
+    for cache, marker in (("EasyCache", "1"), ("LazyCache", "2")):
+        found = [r for r in results if r.setting.cache == cache]
+        if found:
+            axes.plot(*points(found), marker=marker, color="gray", ls="--", label=cache, lw=1)
 
     def plan(result: Result) -> tuple[int, int, int, bool, bool]:
         setting = result.setting

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.sample
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 
 from asyncdiff_core.algorithm.evaluator import Forecast, Inputs
 from asyncdiff_core.algorithm.oracle import Message, Oracle
@@ -99,6 +100,11 @@ class Bench:
         trunk = Trunk.of(self._network, layout_of(self._network))
         self._staged = StagedModel(self._network, trunk, entry_of(self._network))
         self._costs: Sequence[float] = ()
+        self.num_rows = 0  # latents that the stock model was evaluated for, cond and uncond each
+
+    def _count(self, evaluate: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.num_rows += len(x)
+        return evaluate(x, *args, **kwargs)
 
     @property
     def num_units(self) -> int:
@@ -112,7 +118,13 @@ class Bench:
             # Replicas share the conds of an evaluation, which is what ComfyUI does by itself where
             # it finds no memory for one batch.
             model.get_free_memory = lambda device: 0
+        if setting.cache is not None:
+            caching = {"EasyCache": EasyCacheNode, "LazyCache": LazyCacheNode}[setting.cache]
+            defaults = {"start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+            (model,) = caching.execute(model, setting.reuse_threshold, **defaults).args
         if setting.is_stock:
+            # Within what a cache wraps, so that what it leaves out is not counted.
+            model.add_wrapper(WrappersMP.DIFFUSION_MODEL, self._count)
             yield model
             return
         evaluate = _Evaluation(self, setting, drift)

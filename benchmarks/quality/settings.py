@@ -12,10 +12,14 @@ from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP, AsyncSchedule
 
 WARM_UPS = (1, 2, 3, 5)
 
+# Thresholds about which the demonstration is as much faster as with two to four stages.
+CACHES = {"EasyCache": (0.02, 0.03, 0.05), "LazyCache": (0.1, 0.2, 0.4, 0.8)}
+
 FORM = re.compile(
     r"N(?P<stages>\d+) S(?P<stride>\d+)( R(?P<replicas>\d+))? w(?P<warm_up>\d+)"
     r"( c(?P<cool_down>\d+))?( t(?P<tolerance>[\d.]+))?(?P<shift> shift)?"
     r"(?P<prediction> draft)?(?P<reference> reference)?|(?P<steps>\d+) steps"
+    r"|(?P<cache>EasyCache|LazyCache) (?P<reuse_threshold>[\d.]+)"
 )
 
 
@@ -28,6 +32,8 @@ class Setting:
             replicas of it.
         warm_up, time_shift, prediction, cool_down, tolerance: of the schedule.
         steps: if given, the stock sampler with so many steps: what one can do without AsyncDiff.
+        cache, reuse_threshold: if given, the stock sampler with this node of ComfyUI, which leaves
+            out evaluations whose results it takes for nearly those before.
         is_reference: follow the reference implementation where its schedule differs: with a
             stride of 2 and an even warm-up, the first evaluation after the warm-up repeats the
             result of the one before.
@@ -43,6 +49,8 @@ class Setting:
     prediction: bool = False
     cool_down: int = 0
     tolerance: float = 0.0
+    cache: str | None = None
+    reuse_threshold: float = 0.0
 
     @classmethod
     def parse(cls, name: str) -> Setting:
@@ -53,9 +61,14 @@ class Setting:
         """
         match = FORM.fullmatch(name.strip())
         if match is None:
-            raise ValueError(f"{name!r} is not like 'N2 S1 w3', 'N3 S2 R2 w5 shift' or '20 steps'")
+            raise ValueError(
+                f"{name!r} is not like 'N2 S1 w3', 'N3 S2 R2 w5 shift', '20 steps' "
+                "or 'EasyCache 0.2'"
+            )
         if match["steps"]:
             return cls(steps=int(match["steps"]))
+        if match["cache"]:
+            return cls(cache=match["cache"], reuse_threshold=float(match["reuse_threshold"]))
         return cls(
             stages=int(match["stages"]),
             stride=int(match["stride"]),
@@ -72,6 +85,8 @@ class Setting:
     def name(self) -> str:
         if self.steps is not None:
             return f"{self.steps} steps"
+        if self.cache is not None:
+            return f"{self.cache} {self.reuse_threshold:g}"
         replicas = f" R{self.replicas}" if self.replicas > 1 else ""
         ends = f" c{self.cool_down}" if self.cool_down else ""
         ends += f" t{self.tolerance:g}" if self.tolerance else ""
@@ -91,11 +106,18 @@ class Setting:
         return self.stages == self.stride == 1
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is what one can do without AsyncDiff."""
+        return self.steps is not None or self.cache is not None
+
+    @property
     def num_devices(self) -> int:
         return self.replicas * (self.stages + self.stride - 1)
 
     def ideal_speedup(self, steps: int, num_conds: int = 2, num_sync: float | None = None) -> float:
         """How much faster than one device it is with balanced stages and no overhead.
+
+        That of a cache follows from the images, see sampling.Bench.num_rows.
 
         Args:
             steps: evaluations of the full run.
@@ -121,7 +143,12 @@ def default_settings() -> list[Setting]:
         for prediction in (False, True)
     ]
     shifted = Setting(3, 1, warm_up=DEFAULT_WARM_UP, time_shift=True)
-    return [*settings, shifted, Setting(replicas=2)]
+    caches = [
+        Setting(cache=cache, reuse_threshold=threshold)
+        for cache, thresholds in CACHES.items()
+        for threshold in thresholds
+    ]
+    return [*settings, shifted, Setting(replicas=2), *caches]
 
 
 def baselines(speedups: Iterable[float], steps: int) -> list[Setting]:

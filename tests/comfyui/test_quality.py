@@ -30,6 +30,7 @@ def quality(comfyui: Path, out: Path, *arguments: str) -> dict[str, Any]:
 def test_demo_model(comfyui_path: Path, tmp_path: Path) -> None:
     names = ("N2 S1 w5", "N2 S1 w2", "N2 S1 R2 w2", "N1 S1 R2 w1")
     names += ("N3 S2 w2", "N3 S2 w2 reference", "N3 S2 w1", "N3 S2 w1 reference")
+    names += ("LazyCache 1", "LazyCache 0", "EasyCache 1")
     found = quality(
         *(comfyui_path, tmp_path, "--num-prompts", "3", "--steps", "5"),
         *("--settings", *names),
@@ -47,6 +48,13 @@ def test_demo_model(comfyui_path: Path, tmp_path: Path) -> None:
     ours, theirs = found["N3 S2 w2"], found["N3 S2 w2 reference"]
     assert ours["metrics"]["psnr"] != theirs["metrics"]["psnr"]
     assert found["N3 S2 w1"]["metrics"] == found["N3 S2 w1 reference"]["metrics"]
+    # Caches are as fast as they leave evaluations out, all of them or none of the 5.
+    assert found["LazyCache 0"]["ideal_speedup"] == 1.0
+    assert found["LazyCache 0"]["metrics"]["psnr"] is None
+    for name in ("LazyCache 1", "EasyCache 1"):
+        left = 5 / found[name]["ideal_speedup"]
+        assert 1 <= left < 5 and left == pytest.approx(round(left))
+        assert found[name]["metrics"]["psnr"] is not None
     # Each setting has its baseline of equal time.
     assert {"3 steps", "4 steps"} <= found.keys()
 

@@ -104,8 +104,29 @@ def test_drafts_come_back_when_they_are_good_again() -> None:
     def way(sigma: float) -> torch.Tensor:
         return unsteady(sigma) if sigma > 0.65 else curve(sigma)
 
-    found = [after(way, n).draft(SIGMAS[n], 1) is not None for n in range(1, STEPS)]
+    found = [after(way, n, 2).draft(SIGMAS[n], 1) is not None for n in range(1, STEPS)]
     assert found[3:5] == [False, False] and found[-1]
+
+
+@pytest.mark.parametrize(("farthest", "num_proofs"), [(1, 1), (2, 1), (3, 4), (4, 7)])
+def test_drafts_prove_themselves(farthest: int, num_proofs: int) -> None:
+    """One bad draft is remembered for as many evaluations as stages look ahead, times three."""
+    sigmas = [1.0 - i / 24 for i in range(24)]
+    predictor, found = Predictor(farthest), []
+    for i, sigma in enumerate(sigmas[:-1]):
+        jump = noise(9) if i == 5 else 0.0
+        predictor.see(sigma, (line(sigma) + jump,), sigmas[i + 1 :])
+        found.append(predictor.draft(sigmas[i + 1], 1) is not None)
+    # No draft is good for the latent that jumps, nor for the three whose drafts are made of it.
+    assert [i for i, good in enumerate(found) if not good] == [0, *range(5, 8 + num_proofs)]
+
+
+def test_nothing_far_is_drafted_where_nothing_near_can_be() -> None:
+    """Not even before the first draft at that distance is judged: a sampler that adds noise."""
+    predictor = after(unsteady, 3)
+    assert predictor.judged(1) is not None and predictor.judged(2) is None
+    assert predictor.draft(SIGMAS[4], 2) is None
+    assert after(curve, 3).draft(SIGMAS[4], 2) is not None
 
 
 @pytest.mark.parametrize("sigma", [SIGMAS[4], SIGMAS[2]])
