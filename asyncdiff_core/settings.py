@@ -30,7 +30,7 @@ def max_groups() -> int:
     return int(value)
 
 
-Backend = Literal["socket", "nccl"]
+Backend = Literal["ring", "socket", "nccl"]
 
 
 def backend() -> str:

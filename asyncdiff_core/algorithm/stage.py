@@ -94,7 +94,6 @@ class StagedModel:
         self._scratch: dict[tuple[TensorMeta, torch.device, bool], torch.Tensor] = {}
         self.poisons_scratch = False  # scratch tensors are not numbers, to show where they reach
         self._device = torch.device("cpu")
-        self.num_units_run = 0  # progress, for whoever watches from another thread
         self.forwards: list[Callable[..., Any]] = [unit.module.forward for unit in trunk.units]
         for index, unit in enumerate(trunk.units):
             unit.module.forward = self._replacement(index)
@@ -192,7 +191,6 @@ class StagedModel:
                 return neighbours.metas[index].build(self._scratch_tensor)
             forward = self.forwards[index]
             output = self._instead[0] if self._instead else forward(*args, **kwargs)
-            self.num_units_run += 1
             if run.is_checked:
                 _require_numbers(output, self.trunk.units[index].name, _is_number)
             neighbours.give(index, output)

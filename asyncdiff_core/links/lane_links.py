@@ -7,21 +7,19 @@ The first message of a lane is preceded by its layout.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
 
 from ..algorithm.activations import OutputMeta, copy_output
 from ..algorithm.schedule import Mode
 from ..algorithm.stage import Neighbours
-from ..errors import LayoutError
+from ..errors import LayoutError, LinkError
 from ..wire.requests import Load
 from . import layout_schema
+from .engines import Progress, Waits
+from .link import Receiver, Sender
 from .packing import MessageLayout, copy_into
-from .transport import NUM_SLOTS, Receiver, Sender, Transport
+from .transport import Transport
 
 
 class Inbox:
@@ -40,7 +38,7 @@ class Inbox:
         self._transport = transport
         self._rank = rank
         self._source, self._own = source, source - distance
-        self._num_kept = 1 if is_fresh else distance
+        self._num_kept = messages_kept(distance, is_fresh)
         self._is_fresh = is_fresh
         self._layout: MessageLayout | None = None
         self._receiver: Receiver | None = None
@@ -59,14 +57,17 @@ class Inbox:
         if goal is None:
             return
         if self._receiver is None:
-            outputs, metas = self._transport.receive_plain(self._rank)
+            self._receiver, nbytes, told = self._transport.accept(self._rank, self._num_kept)
+            outputs, metas = told
             self.metas = list(map(layout_schema.from_plain, metas))
             self._layout = MessageLayout({u: layout_schema.from_plain(meta) for u, meta in outputs})
-            self._receiver = self._transport.receiver(
-                self._rank, self._layout.nbytes, 1 + self._num_kept
-            )
+            if self._layout.nbytes != nbytes:
+                raise LinkError(
+                    f"worker {self._rank} sends messages of {nbytes} bytes and says that they "
+                    f"have {self._layout.nbytes}."
+                )
             self._views = [self._layout.views(slot) for slot in self._receiver.slots]
-        self._receiver.post(len(self._goals) % len(self._views))
+        self._receiver.post(len(self._goals))
         self._goals.append(goal)
 
     def _goal(self, goals: Sequence[int | None]) -> int | None:
@@ -93,7 +94,7 @@ class Inbox:
             kept = range(newest, max(-1, newest - self._num_kept), -1)
             number = next((n for n in kept if self._goals[n] == goals[self._own]), newest)
         slot = number % len(self._views)
-        self._receiver.wait(slot)
+        self._receiver.wait(number)
         is_superseded = mode == "async" and self._has_posted
         if self._is_fresh or (is_superseded and self._is_past(number, goals)):
             return self._views[slot]
@@ -114,24 +115,39 @@ class Inbox:
             self._receiver.drain()
 
 
-class Outbox:
-    """The messages of one lane to one other stage."""
+def messages_kept(distance: int, is_fresh: bool) -> int:
+    """How many messages a stage keeps of one `distance` stages before it, see Inbox."""
+    return 1 if is_fresh else distance
 
-    def __init__(self, transport: Transport, rank: int) -> None:
+
+class Outbox:
+    """The messages of one lane to one other stage.
+
+    Args:
+        num_kept: how many messages the other one keeps.
+    """
+
+    def __init__(self, transport: Transport, rank: int, num_kept: int) -> None:
         self._transport = transport
         self._rank = rank
+        self._num_kept = num_kept
         self._sender: Sender | None = None
         self._views: list[dict[int, Any]] = []
         self._first: dict[int, Any] = {}
-        self._slot = self._num_begun = 0
+        self._number = 0  # of the message that is next, or that is being written
+        self._is_free = False
         self.nbytes = 0
 
-    def begin(self) -> None:
-        """Prepare for the next message."""
-        self._slot = self._num_begun % NUM_SLOTS
-        self._num_begun += 1
-        if self._sender is not None:
-            self._sender.free(self._slot)
+    def free(self) -> None:
+        """Wait until the next message may be written."""
+        if self._sender is not None and not self._is_free:
+            self._sender.free(self._number)
+        self._is_free = True
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody needs to wait for that."""
+        return self._is_free or self._sender is None
 
     def put(self, unit: int, output: Any) -> None:
         """Copy the output of `unit` into the message."""
@@ -139,7 +155,7 @@ class Outbox:
             self._first[unit] = copy_output(output)
             return
         try:
-            copy_into(self._views[self._slot][unit], output)
+            copy_into(self._views[self._number % len(self._views)][unit], output)
         except ValueError as error:
             raise LayoutError(
                 f"{error} in the middle of a sampling run. A patch that changes the number of "
@@ -151,40 +167,23 @@ class Outbox:
         if self._sender is None:
             outputs = {unit: OutputMeta.of(output) for unit, output in self._first.items()}
             plain = [(unit, layout_schema.to_plain(meta)) for unit, meta in outputs.items()]
-            self._transport.send_plain(
-                (plain, list(map(layout_schema.to_plain, metas))), self._rank
-            )
             layout = MessageLayout(outputs)
-            self.nbytes = NUM_SLOTS * layout.nbytes
-            self._sender = self._transport.sender(self._rank, layout.nbytes)
+            told = plain, list(map(layout_schema.to_plain, metas))
+            self._sender = self._transport.open(self._rank, layout.nbytes, self._num_kept, told)
             self._views = [layout.views(slot) for slot in self._sender.slots]
+            self.nbytes = len(self._views) * layout.nbytes
+            self._sender.free(self._number)
             for unit, output in self._first.items():
-                copy_into(self._views[self._slot][unit], output)
+                copy_into(self._views[self._number][unit], output)
             self._first.clear()
-        self._sender.send(self._slot)
+        self._sender.send(self._number)
+        self._number += 1
+        self._is_free = False
 
     def drain(self) -> None:
         """Wait until everything is sent."""
         if self._sender is not None:
             self._sender.drain()
-
-
-class Waiting:
-    """Whether a worker waits for another one now, and how long it has done so, in seconds."""
-
-    def __init__(self) -> None:
-        self.is_on = False
-        self.seconds = 0.0
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        start = time.perf_counter()
-        self.is_on = True
-        try:
-            yield
-        finally:
-            self.is_on = False
-            self.seconds += time.perf_counter() - start
 
 
 class LaneLinks(Neighbours):
@@ -195,21 +194,31 @@ class LaneLinks(Neighbours):
     so post their receipts and sends in the same order, as NCCL needs it, which has one queue per
     pair of workers for both directions.
 
-    Attributes:
-        turned: clock of the turn in this round, and the seconds waited before it. There is one: if
-            the way in is run twice, what it gives the second time is not sent.
+    Args:
+        turns: called at the turn of a round. There is one: if the way in is run twice, what it
+            gives the second time is not sent.
     """
 
-    def __init__(self, transport: Transport, load: Load, waiting: Waiting) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        load: Load,
+        waits: Waits,
+        progress: Progress,
+        turns: Callable[[], None],
+    ) -> None:
         super().__init__()
-        self._waiting = waiting
+        self._waits, self._progress, self._turns = waits, progress, turns
         first = load.stage[0][0]
         self._inboxes = {
             units: Inbox(transport, rank, distance, distance - load.distance, is_fresh)
             for rank, distance, units, is_fresh in load.incoming
         }
         self._outboxes = [
-            (Outbox(transport, rank), units, is_fresh, distance)
+            (
+                Outbox(transport, rank, messages_kept(load.distance - distance, is_fresh)),
+                *(units, is_fresh, distance),
+            )
             for rank, distance, units, is_fresh in load.outgoing
         ]
         # Those by which this round sends: into a fold, if the stage there works.
@@ -220,7 +229,7 @@ class LaneLinks(Neighbours):
         self._taken: dict[int, Any] = {}
         self._goals: Sequence[int | None] = ()
         self._mode: Mode = "sync"
-        self.turned: tuple[float, float] | None = None
+        self.has_turned = False
 
     @property
     def nbytes(self) -> int:
@@ -230,16 +239,13 @@ class LaneLinks(Neighbours):
 
     def begin(self, goals: Sequence[int | None], mode: Mode) -> None:
         """A round begins. `goals`: see requests.Evaluate."""
-        self._goals, self._mode, self.turned = goals, mode, None
+        self._goals, self._mode, self.has_turned = goals, mode, False
         self._post(self._early)
         self._open = [
             (outbox, units, is_fresh)
             for outbox, units, is_fresh, distance in self._outboxes
             if not is_fresh or goals[distance] is not None
         ]
-        with self._waiting():
-            for outbox, *_ in self._open:
-                outbox.begin()
 
     def pass_over(self, goals: Sequence[int | None]) -> None:
         """A round goes by in which this worker has nothing to do but receive."""
@@ -249,21 +255,24 @@ class LaneLinks(Neighbours):
     def take(self, unit: int) -> Any:
         if unit not in self._taken:
             inbox = next(inbox for units, inbox in self._inboxes.items() if unit in units)
-            with self._waiting():
+            with self._waits:
                 self._taken |= inbox.take(self._goals, self._mode)
         return self._taken[unit]
 
     def give(self, unit: int, output: Any) -> None:
         super().give(unit, output)
+        self._progress.told()
         for outbox, units, is_fresh in self._open:
-            if unit in units and not (is_fresh and self.turned):
+            if unit in units and not (is_fresh and self.has_turned):
+                self._free(outbox)
                 outbox.put(unit, output)
 
     def turn(self) -> None:
-        if self.turned is not None:
+        if self.has_turned:
             return
         self._send(is_fresh=True)
-        self.turned = time.perf_counter(), self._waiting.seconds
+        self.has_turned = True
+        self._turns()
         self._post(self._late)
 
     def finish(self) -> None:
@@ -279,7 +288,7 @@ class LaneLinks(Neighbours):
             outbox.drain()
 
     def _post(self, inboxes: list[Inbox]) -> None:
-        with self._waiting():
+        with self._waits:
             for inbox in inboxes:
                 inbox.post(self._goals)
             longest = max((inbox.metas for inbox in inboxes), key=len, default=[])
@@ -289,10 +298,10 @@ class LaneLinks(Neighbours):
     def _send(self, *, is_fresh: bool) -> None:
         for outbox, _, way in self._open:
             if way == is_fresh:
+                self._free(outbox)
                 outbox.send(self.metas)
 
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done its work, so that clocks and buffers are honest."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+    def _free(self, outbox: Outbox) -> None:
+        if not outbox.is_free:
+            with self._waits:
+                outbox.free()

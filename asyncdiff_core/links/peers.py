@@ -1,33 +1,86 @@
-"""Messages between two workers over a socket that only they hold.
+"""What two workers say to each other, over a socket that only they hold.
 
 ComfyUI's process makes a pair of connected sockets for each two workers and lets each inherit one
-end. So there is no address that anybody else could connect to, and nothing to prove. Messages
-arrive in the order in which they were sent, and both ends know which comes next.
+end. So there is no address that anybody else could connect to, and nothing to prove.
+
+A link goes one way and belongs to one lane. Its first word is what is told of its messages, and
+with it goes the memory in which they lie, if both share some. Then only their numbers cross: that
+a message is there, and that one is not needed any more. Where no memory is shared, messages cross
+themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import socket
 import struct
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LinkError
 
-_HEADER = struct.Struct("<4sIQ")  # magic, kind, bytes
-_MAGIC = b"ADL1"
-_DATA, _PLAIN = 0, 1
-MAX_PLAIN = 16 * 2**20  # bytes of a description of outputs; real ones have some thousand
+_HEADER = struct.Struct("<4sIIQ")  # magic, kind, link, number or bytes
+_MAGIC = b"ADL2"
+_OPEN, _READY, _FREE, _DATA = range(4)
+MAX_TOLD = 16 * 2**20  # bytes of what is told of a link; real ones have some thousand
 
-# What is to be sent or received, and what becomes of it.
-_Item = tuple[memoryview | None, int, "Future[Any]"]
+
+class Count:
+    """A number that rises, in one thread, and that another one waits for."""
+
+    def __init__(self, value: int = 0) -> None:
+        self._value = value
+        self._news: queue.SimpleQueue[int | Exception] = queue.SimpleQueue()
+
+    def rise(self, value: int) -> None:
+        self._news.put(value)
+
+    def fail(self, error: Exception) -> None:
+        """No more is to come: whoever waits gets `error`."""
+        self._news.put(error)
+
+    def wait_for(self, value: int) -> None:
+        """Wait until it is `value` or more.
+
+        Raises:
+            Exception: the one that it failed with.
+        """
+        while self._value < value:
+            news = self._news.get()
+            if isinstance(news, Exception):
+                self._news.put(news)  # for who asks next
+                raise news
+            self._value = max(self._value, news)
+
+
+@dataclass
+class Incoming:
+    """A link by which messages come.
+
+    Attributes:
+        link: its number among those from there.
+        told: what the other end said of it: plain data.
+        descriptor: of shared memory, or None.
+        ready: how many messages have come.
+        buffers: for messages that cross themselves.
+    """
+
+    link: int
+    told: Any
+    descriptor: int | None
+    ready: Count = field(default_factory=Count)
+    buffers: queue.SimpleQueue[memoryview] = field(default_factory=queue.SimpleQueue)
+    num_read: int = 0
 
 
 class Peer:
-    """This end of the socket to another worker. Sends and receives run in threads of their own.
+    """This end of the socket to another worker. What comes is read in a thread of its own.
 
     It is open until its process ends, at which the other end notices.
 
@@ -40,54 +93,161 @@ class Peer:
         self.rank = rank
         self._socket = sock
         self._socket.setblocking(True)
-        self._to_send = _Line(self._send, f"to worker {rank}")
-        self._to_receive = _Line(self._receive, f"from worker {rank}")
+        self._lock = threading.Lock()  # for what is sent
+        self._sends = ThreadPoolExecutor(1, f"to worker {rank}")  # starts with the first message
+        self._opened: queue.SimpleQueue[Incoming | Exception] = queue.SimpleQueue()
+        # By the number of a link: those from there, and what is free in those to there.
+        self._incoming: dict[int, Incoming] = {}
+        self._free: dict[int, Count] = {}
+        self._num_links = 0
+        self._broken: Exception | None = None
+        threading.Thread(target=self._read_all, name=f"from worker {rank}", daemon=True).start()
 
-    def send(self, data: memoryview) -> Future[Any]:
-        """Start to send `data`, which must stay as it is until the result is there."""
-        return self._to_send.put(data, _DATA)
+    # Links to there --------------------------------------------------------------------------
 
-    def receive(self, into: memoryview) -> Future[Any]:
-        """Start to receive the next message, which must fill `into`."""
-        return self._to_receive.put(into, _DATA)
+    def open(self, told: Any, descriptors: tuple[int, ...] = ()) -> tuple[int, Count]:
+        """Tell of a new link; its number, and how many of its messages are not needed any more.
 
-    def send_plain(self, value: Any) -> None:
-        """Send what JSON can hold, and wait until it is taken."""
-        data = json.dumps(value).encode()
-        if len(data) > MAX_PLAIN:
+        Raises:
+            LinkError: what is told is too much.
+            OSError: the other end is gone.
+        """
+        data = json.dumps(told).encode()
+        if len(data) > MAX_TOLD:
             raise LinkError(f"worker {self.rank} cannot take a description of {len(data)} bytes.")
-        self._to_send.put(memoryview(data), _PLAIN).result()
+        link, self._num_links = self._num_links, self._num_links + 1
+        self._free[link] = free = Count()
+        if self._broken is not None:
+            free.fail(self._broken)
+        self._send(_OPEN, link, len(data), memoryview(data), descriptors)
+        return link, free
 
-    def receive_plain(self) -> Any:
-        """Wait for what `send_plain` sends."""
-        return self._to_receive.put(None, _PLAIN).result()
+    def tell_ready(self, link: int, number: int) -> None:
+        """`number` messages of `link` are there."""
+        self._send(_READY, link, number)
 
-    def _send(self, data: memoryview | None, kind: int) -> None:
-        assert data is not None
-        header = _HEADER.pack(_MAGIC, kind, len(data))
-        if len(data) < 2**16:
-            self._socket.sendall(header + data)
+    def send_data(self, link: int, data: memoryview) -> Future[None]:
+        """Start to send a message of `link`, which must stay as it is until that is done."""
+        return self._sends.submit(self._send, _DATA, link, len(data), data)
+
+    def end(self, link: int) -> None:
+        """Nothing more is sent by `link`."""
+        self._free.pop(link, None)
+
+    # Links from there ------------------------------------------------------------------------
+
+    def accept(self) -> Incoming:
+        """Wait for the next link.
+
+        Raises:
+            OSError, LinkError: the other end is gone, or sent what is no message of a link.
+        """
+        opened = self._opened.get()
+        if isinstance(opened, Exception):
+            self._opened.put(opened)
+            raise opened
+        return opened
+
+    def tell_free(self, link: int, number: int) -> None:
+        """`number` messages of `link` are not needed any more."""
+        self._send(_FREE, link, number)
+
+    def forget(self, link: int) -> None:
+        """All messages of `link` have come."""
+        self._incoming.pop(link, None)
+
+    # The socket ------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        kind: int,
+        link: int,
+        number: int,
+        data: memoryview | None = None,
+        descriptors: tuple[int, ...] = (),
+    ) -> None:
+        header = _HEADER.pack(_MAGIC, kind, link, number)
+        with self._lock:
+            if descriptors:
+                socket.send_fds(self._socket, [header[:1]], descriptors)
+                header = header[1:]
+            if data is None or len(data) < 2**16:
+                self._socket.sendall(header + (data or b""))
+            else:
+                self._socket.sendall(header)
+                self._socket.sendall(data)
+
+    def _read_all(self) -> None:
+        try:
+            while True:
+                self._read_one()
+        except Exception as error:
+            self._broken = error
+            self._opened.put(error)
+            for count in [*(one.ready for one in self._incoming.values()), *self._free.values()]:
+                count.fail(error)
+
+    def _read_one(self) -> None:
+        header = memoryview(bytearray(_HEADER.size))
+        descriptors: list[int] = []
+        if hasattr(socket, "recv_fds"):
+            first, descriptors, *_ = socket.recv_fds(self._socket, 1, 1)
+            if not first:
+                raise OSError("its end was closed")
+            header[:1] = first
+            self._read(header[1:])
         else:
-            self._socket.sendall(header)
-            self._socket.sendall(data)
+            self._read(header)
+        magic, kind, link, number = _HEADER.unpack(header)
+        known: dict[int, Callable[[int, int], None]] = {
+            _READY: self._is_ready,
+            _FREE: self._is_free,
+            _DATA: self._data,
+        }
+        try:
+            if magic != _MAGIC or (kind != _OPEN and (descriptors or kind not in known)):
+                raise LinkError(f"worker {self.rank} sent something that is no message of a link.")
+            if kind == _OPEN:
+                self._open(link, number, descriptors[0] if descriptors else None)
+                descriptors.clear()
+            else:
+                known[kind](link, number)
+        finally:
+            for descriptor in descriptors:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
 
-    def _receive(self, into: memoryview | None, kind: int) -> Any:
-        magic, its_kind, size = _HEADER.unpack(self._read(memoryview(bytearray(_HEADER.size))))
-        if (magic, its_kind) != (_MAGIC, kind):
-            raise LinkError(f"worker {self.rank} sent something that is no message of a link.")
-        if into is not None:
-            if size != len(into):
-                raise LinkError(
-                    f"worker {self.rank} sent {size} bytes where {len(into)} were to come."
-                )
-            self._read(into)
-            return None
-        if size > MAX_PLAIN:
+    def _open(self, link: int, size: int, descriptor: int | None) -> None:
+        if size > MAX_TOLD:
             raise LinkError(f"worker {self.rank} sent a description of {size} bytes.")
         try:
-            return json.loads(bytes(self._read(memoryview(bytearray(size)))))
+            told = json.loads(bytes(self._read(memoryview(bytearray(size)))))
         except (ValueError, RecursionError) as error:
             raise LinkError(f"worker {self.rank} sent a description that is none.") from error
+        self._incoming[link] = incoming = Incoming(link, told, descriptor)
+        self._opened.put(incoming)
+
+    def _is_ready(self, link: int, number: int) -> None:
+        self._known(link).ready.rise(number)
+
+    def _is_free(self, link: int, number: int) -> None:
+        free = self._free.get(link)  # this end may have ended it meanwhile
+        if free is not None:
+            free.rise(number)
+
+    def _data(self, link: int, size: int) -> None:
+        incoming = self._known(link)
+        into = incoming.buffers.get()
+        if size != len(into):
+            raise LinkError(f"worker {self.rank} sent {size} bytes where {len(into)} were to come.")
+        self._read(into)
+        incoming.num_read += 1
+        incoming.ready.rise(incoming.num_read)
+
+    def _known(self, link: int) -> Incoming:
+        if link not in self._incoming:
+            raise LinkError(f"worker {self.rank} sent a message of a link that it did not open.")
+        return self._incoming[link]
 
     def _read(self, into: memoryview) -> memoryview:
         left = into
@@ -97,32 +257,3 @@ class Peer:
                 raise OSError("its end was closed")
             left = left[count:]
         return into
-
-
-class _Line:
-    """One direction: what is put is done one after the other, in a thread that the first starts."""
-
-    def __init__(self, do: Any, name: str) -> None:
-        self._do, self._name = do, name
-        self._items: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def put(self, data: memoryview | None, kind: int) -> Future[Any]:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
-        future: Future[Any] = Future()
-        self._items.put((data, kind, future))
-        return future
-
-    def _run(self) -> None:
-        broken: Exception | None = None
-        while True:
-            data, kind, future = self._items.get()
-            try:
-                if broken is not None:
-                    raise broken  # what comes later on this line is lost as well
-                future.set_result(self._do(data, kind))
-            except Exception as error:
-                broken = error
-                future.set_exception(error)

@@ -1,16 +1,14 @@
-"""Point-to-point messages between the workers of one group.
+"""Which links connect the workers of one group, and how they are opened.
 
-This module alone knows the backends. NCCL carries tensors from GPU to GPU; sockets (peers.py) carry
-them between CPUs, and for workers on GPUs that NCCL cannot serve (Windows, several workers on one
-GPU) through pinned host memory. A message has a fixed size, and two slots on either side, so that
-one can be filled or read while the other is on its way.
+On one machine messages lie in memory that two workers share (ring); between GPUs NCCL carries them;
+sockets carry them where there is neither.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +17,21 @@ import torch
 import torch.distributed as dist
 
 from ..errors import LinkError, PlanError
+from ..log import get_logger
 from ..settings import Backend
-from ..wire.channel import raw_bytes
-from .peers import Peer
+from .engines import Engine
+from .link import Receiver, Sender, link_errors
+from .over_nccl import NcclReceiver, NcclSender
+from .over_socket import NUM_SLOTS, SocketReceiver, SocketSender
+from .peers import Incoming, Peer
+from .ring import NUM_COMING, RingReceiver, RingSender
+from .shared_memory import SharedMemory
+from .staging import StagedReceiver, StagedSender
+
+log = get_logger("links")
 
 # A worker that hangs is found by the host, which sees progress; this only bounds a lost host.
 LINK_TIMEOUT = timedelta(hours=2)
-
-NUM_SLOTS = 2
 
 
 def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
@@ -34,15 +39,15 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
 
     Args:
         devices: one device per worker.
-        wanted: ``auto``, ``socket`` or ``nccl`` (environment variable ASYNCDIFF_BACKEND).
+        wanted: ``auto``, ``ring``, ``socket`` or ``nccl`` (environment variable ASYNCDIFF_BACKEND).
 
     Raises:
         PlanError: NCCL is asked for and cannot serve these devices.
     """
-    if wanted not in ("auto", "socket", "nccl"):
-        raise PlanError(f"ASYNCDIFF_BACKEND is {wanted!r}; use auto, socket or nccl.")
-    if wanted == "socket":
-        return "socket"
+    if wanted not in ("auto", "ring", "socket", "nccl"):
+        raise PlanError(f"ASYNCDIFF_BACKEND is {wanted!r}; use auto, ring, socket or nccl.")
+    if wanted in ("ring", "socket"):
+        return cast(Backend, wanted)
     obstacle = None
     twice = sorted({d for d in devices if list(devices).count(d) > 1})
     if not all(d.startswith("cuda") for d in devices):
@@ -55,11 +60,23 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
         return "nccl"
     if wanted == "nccl":
         raise PlanError(f"{obstacle}. Use other devices, or leave ASYNCDIFF_BACKEND at auto.")
-    return "socket"
+    return "ring"
 
 
-# Starts to send or receive a tensor; what it gives waits for the end of that.
-Begin = Callable[[torch.Tensor], Callable[[], Any]]
+class NoMessages:
+    """Both ends of a link by which nothing but its description goes."""
+
+    def __init__(self, device: torch.device, num_kept: int) -> None:
+        self.num_kept = num_kept
+        self.slots = [torch.empty(0, dtype=torch.uint8, device=device)]
+
+    def free(self, number: int) -> None:
+        """It always is."""
+
+    send = post = wait = free
+
+    def drain(self) -> None:
+        """There is nothing to wait for."""
 
 
 class Transport:
@@ -67,6 +84,7 @@ class Transport:
 
     Args:
         peers: the other workers, by rank.
+        engine: of this worker's device.
         rendezvous: a file by which workers on NCCL find each other.
     """
 
@@ -74,14 +92,16 @@ class Transport:
         self,
         rank: int,
         peers: Mapping[int, Peer],
-        device: torch.device,
+        engine: Engine,
         backend: Backend,
         rendezvous: Path,
     ) -> None:
-        self.device = device
+        self._engine = engine
+        self._device = engine.device
         self._peers = peers
-        self._is_nccl = backend == "nccl"
-        if self._is_nccl:
+        self._backend = backend
+        self._is_staged = engine.device.type != "cpu" and backend != "nccl"
+        if backend == "nccl":
             # Even if this machine takes part in something over a network.
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"
             dist.init_process_group(
@@ -92,132 +112,107 @@ class Transport:
                 timeout=LINK_TIMEOUT,
             )
 
-    def send_plain(self, value: Any, rank: int) -> None:
-        """Send what JSON can hold, and wait until it is taken.
+    def open(self, rank: int, nbytes: int, num_kept: int, told: Any) -> Sender:
+        """Open a link to another worker.
+
+        Args:
+            rank: of the other worker.
+            nbytes: of a message.
+            num_kept: how many messages the other worker keeps.
+            told: what it is told of the link: what JSON can hold.
 
         Raises:
             LinkError: the other worker is gone.
         """
-        or_link_error(rank, lambda: self._peers[rank].send_plain(value))
+        peer = self._peers[rank]
+        memory = self._shared(nbytes * (num_kept + NUM_COMING))
+        description = {"nbytes": nbytes, "name": memory and memory.name, "told": told}
+        with link_errors(rank):
+            link, is_free = peer.open(description, memory.descriptors if memory else ())
+        if not nbytes:
+            return NoMessages(self._device, num_kept)
+        if self._backend == "nccl":
+            return NcclSender(rank, self._slots(nbytes, NUM_SLOTS))
+        sender: Sender
+        if memory is not None:
+            memory.given()
+            sender = RingSender(peer, link, is_free, memory, num_kept + NUM_COMING)
+        else:
+            sender = SocketSender(peer, link, self._slots(nbytes, NUM_SLOTS))
+        if not self._is_staged:
+            return sender
+        return StagedSender(sender, self._engine, [memory.bytes] if memory else sender.slots)
 
-    def receive_plain(self, rank: int) -> Any:
-        """Wait for what `send_plain` sends.
+    def accept(self, rank: int, num_kept: int) -> tuple[Receiver, int, Any]:
+        """Wait for the next link that another worker opens.
+
+        Args:
+            rank: of the other worker.
+            num_kept: how many messages this worker keeps.
+
+        Returns:
+            the link, the bytes of a message, and what is told of it.
 
         Raises:
-            LinkError: the other worker is gone.
+            LinkError: the other worker is gone, or its link is none.
         """
-        return or_link_error(rank, self._peers[rank].receive_plain)
-
-    def sender(self, rank: int, nbytes: int) -> Sender:
-        """The sending side of the messages of `nbytes` bytes to worker `rank`."""
         peer = self._peers[rank]
+        with link_errors(rank):
+            incoming = peer.accept()
+            try:
+                nbytes, name, told = (incoming.told[key] for key in ("nbytes", "name", "told"))
+                if type(nbytes) is not int or not 0 <= nbytes < 2**44:
+                    raise ValueError(f"{nbytes!r} bytes")
+                if not isinstance(name, str | None):
+                    raise ValueError(f"the name {name!r}")
+            except (KeyError, TypeError, ValueError) as error:
+                raise LinkError(f"worker {rank} opened a link that is none ({error}).") from error
+            return self._receiver(peer, incoming, num_kept, nbytes, name), nbytes, told
 
-        def begin(tensor: torch.Tensor) -> Callable[[], Any]:
-            if self._is_nccl:
-                return cast(dist.Work, dist.isend(tensor, rank)).wait
-            return peer.send(raw_bytes(tensor)).result
+    def _receiver(
+        self, peer: Peer, incoming: Incoming, num_kept: int, nbytes: int, name: str | None
+    ) -> Receiver:
+        num_slots = num_kept + NUM_COMING
+        if not nbytes:
+            return NoMessages(self._device, num_kept)
+        if self._backend == "nccl":
+            return NcclReceiver(peer.rank, self._slots(nbytes, num_kept + 1), num_kept)
+        receiver: Receiver
+        memory = None
+        if name is not None:
+            memory = SharedMemory.attach(nbytes * num_slots, name, incoming.descriptor)
+            receiver = RingReceiver(peer, incoming, memory, num_slots, num_kept)
+        else:
+            slots = self._slots(nbytes, num_kept + 1)
+            receiver = SocketReceiver(peer, incoming, slots, num_kept)
+        if not self._is_staged:
+            return receiver
+        return StagedReceiver(receiver, self._engine, [memory.bytes] if memory else receiver.slots)
 
-        return Sender(rank, nbytes, self.device, begin, is_direct=self._is_nccl)
+    def _slots(self, nbytes: int, number: int) -> list[torch.Tensor]:
+        """Memory for messages: where this worker computes, or, if they are staged, of the host."""
+        device = torch.device("cpu") if self._is_staged else self._device
+        pin = self._is_staged and self._device.type == "cuda"
+        return [
+            torch.empty(nbytes, dtype=torch.uint8, device=device, pin_memory=pin)
+            for _ in range(number)
+        ]
 
-    def receiver(self, rank: int, nbytes: int, num_slots: int = NUM_SLOTS) -> Receiver:
-        """The receiving side of the messages of `nbytes` bytes from worker `rank`."""
-        peer = self._peers[rank]
-
-        def begin(tensor: torch.Tensor) -> Callable[[], Any]:
-            if self._is_nccl:
-                return cast(dist.Work, dist.irecv(tensor, rank)).wait
-            return peer.receive(raw_bytes(tensor)).result
-
-        return Receiver(
-            rank, nbytes, self.device, begin, is_direct=self._is_nccl, num_slots=num_slots
-        )
+    def _shared(self, nbytes: int) -> SharedMemory | None:
+        """Memory for a link, or None: its messages are to cross otherwise."""
+        if self._backend != "ring" or not nbytes:
+            return None
+        try:
+            return SharedMemory.create(nbytes)
+        except OSError as error:
+            log.warning(
+                "%d bytes of memory cannot be shared with another worker (%s); messages go "
+                "through a socket, which is slower.",
+                *(nbytes, error),
+            )
+            return None
 
     def close(self) -> None:
         """Leave the group."""
-        if self._is_nccl:
+        if self._backend == "nccl":
             dist.destroy_process_group()
-
-
-def or_link_error(rank: int, do: Callable[[], Any]) -> Any:
-    """What `do` gives; what a link raises becomes a LinkError that names the other worker."""
-    try:
-        return do()
-    except LinkError:
-        raise
-    except (RuntimeError, OSError) as error:
-        raise LinkError(f"the link to worker {rank} broke ({error}).") from error
-
-
-class _Endpoint:
-    def __init__(
-        self,
-        rank: int,
-        nbytes: int,
-        device: torch.device,
-        begin: Begin,
-        *,
-        is_direct: bool,
-        num_slots: int = NUM_SLOTS,
-    ) -> None:
-        self._rank = rank
-        self._begin = begin
-        self._waits: list[Callable[[], Any] | None] = [None] * num_slots
-        self.slots = [
-            torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(num_slots)
-        ]
-        self._wire = self.slots
-        self._through_host_memory = not is_direct and device.type != "cpu"
-        if self._through_host_memory:
-            pin = device.type == "cuda"
-            self._wire = [
-                torch.empty(nbytes, dtype=torch.uint8, pin_memory=pin) for _ in range(num_slots)
-            ]
-
-    def _start(self, slot: int) -> None:
-        if self.slots[slot].numel():
-            self._waits[slot] = or_link_error(self._rank, lambda: self._begin(self._wire[slot]))
-
-    def _join(self, slot: int) -> bool:
-        wait, self._waits[slot] = self._waits[slot], None
-        if wait is None:
-            return False
-        or_link_error(self._rank, wait)
-        return True
-
-
-class Sender(_Endpoint):
-    """`slots` are filled by the caller, between `free` and `send`."""
-
-    def free(self, slot: int) -> None:
-        """Wait until `slots[slot]` may be written again."""
-        self._join(slot)
-
-    def send(self, slot: int) -> None:
-        """Start to send `slots[slot]`."""
-        if self._through_host_memory:
-            self._wire[slot].copy_(self.slots[slot])  # waits for the device
-        self._start(slot)
-
-    def drain(self) -> None:
-        """Wait until everything is sent."""
-        for slot in range(len(self.slots)):
-            self._join(slot)
-
-
-class Receiver(_Endpoint):
-    """`slots` are read by the caller, between `wait` and the next `post` of the slot."""
-
-    def post(self, slot: int) -> None:
-        """Be ready to receive the next message into `slots[slot]`."""
-        self._join(slot)  # of a message that came and was not needed
-        self._start(slot)
-
-    def wait(self, slot: int) -> None:
-        """Wait until the message posted for `slots[slot]` is there."""
-        if self._join(slot) and self._through_host_memory:
-            self.slots[slot].copy_(self._wire[slot])
-
-    def drain(self) -> None:
-        """Wait for everything that was posted."""
-        for slot in range(len(self.slots)):
-            self._join(slot)

@@ -18,8 +18,7 @@ class Span:
     """One worker's part of one evaluation; of a folded stage two, one for each range of units.
 
     `start` and `end` are clocks, in seconds; of the time between them `wait` seconds went by
-    waiting for a message (first), and `compute` computing. NCCL waits on the device, which counts
-    as computing.
+    waiting for a message (first), and `compute` computing. On a GPU all are its own times.
     """
 
     index: int

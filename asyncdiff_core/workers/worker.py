@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -35,7 +35,8 @@ from ..errors import (
     UnspreadableError,
     text_of,
 )
-from ..links.lane_links import LaneLinks, Waiting, synchronize
+from ..links.engines import Moment, Progress, Waits, engine_for
+from ..links.lane_links import LaneLinks
 from ..links.peers import Peer
 from ..links.transport import Transport
 from ..log import get_logger
@@ -45,6 +46,7 @@ from ..wire.channel import Channel
 from ..wire.inputs import InputDecoder
 from ..wire.requests import from_wire, to_wire
 from .lifeline import BEAT_SECONDS, Host, end_with_traceback
+from .measure import measure_device
 from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 
 
@@ -86,6 +88,24 @@ class StageModel(Protocol):
         """Drop what was kept."""
 
 
+class Mark(NamedTuple):
+    """A moment of a round, and how many waits lie before it."""
+
+    moment: Moment
+    num_waits: int
+
+
+class Part(NamedTuple):
+    """A part of a round: see report.Span, which is made of it when all moments are reached."""
+
+    evaluation: int
+    lane: int
+    mode: Mode
+    start: Mark
+    computed: Mark
+    end: Mark
+
+
 class Worker:
     """Answers the host's requests, one at a time, in order."""
 
@@ -105,9 +125,12 @@ class Worker:
         self._load = requests.Load(())
         self._is_new = False  # nothing has been evaluated yet with the weights that are held
         self._lanes: dict[int, tuple[InputDecoder, LaneLinks]] = {}
-        self._spans: list[Span] = []
+        self._parts: list[Part] = []
+        self._turn: Mark | None = None  # of the round that goes on
         self._activations = ActivationMemory(self._device)
-        self.waiting = Waiting()
+        self._engine = engine_for(self._device)
+        self._progress = Progress(self._engine)
+        self.waits = Waits(self._engine)
         self._handlers: dict[type, Callable[[Any], Any]] = {
             requests.MeasureCosts: self._measure,
             requests.Import: self._import,
@@ -120,16 +143,12 @@ class Worker:
             requests.EndRun: self._end_run,
         }
 
-    @property
-    def num_units_run(self) -> int:
-        return self._model.staged.num_units_run if self._load.stage else 0
-
-    @property
-    def activation_bytes(self) -> int:
-        return self._activations.bytes
+    def beat(self, doing: requests.Activity) -> requests.Beat:
+        """What the host is told every second; for one thread."""
+        return requests.Beat(self._progress.count(), doing, self._activations.bytes)
 
     def ready(self) -> requests.Ready:
-        name, speed = measure_device(self._device)
+        name, speed = measure_device(self._engine)
         memory = 0
         if self._device.type == "cuda":
             memory = torch.cuda.get_device_properties(self._device).total_memory
@@ -151,7 +170,7 @@ class Worker:
         if self._transport is None:
             config = self._config
             self._transport = Transport(
-                *(config.rank, self._peers, self._device),
+                *(config.rank, self._peers, self._engine),
                 backend=config.backend,
                 rendezvous=Path(config.rendezvous),
             )
@@ -180,55 +199,62 @@ class Worker:
         return requests.Done()
 
     def _evaluate(self, request: requests.Evaluate) -> None:
-        start = time.perf_counter()
         load = self._load
         if not self._lanes:
             self._activations.begin_run()
+            self._engine.begin()
+        start = self._mark()
         if request.lane not in self._lanes:
-            assert self._transport is not None
-            links = LaneLinks(self._transport, load, self.waiting)
-            self._lanes[request.lane] = InputDecoder(self._device), links
+            self._lanes[request.lane] = InputDecoder(self._device), self._new_links(load)
         decoder, links = self._lanes[request.lane]
         args, kwargs = decoder.decode(request.inputs, request.change)
         if request.change is None and request.entering is None:
             links.pass_over(request.goals)
             return  # this round has no use for it
-        mode = request.mode
-        waited = self.waiting.seconds
-        links.begin(request.goals, mode)
+        self._turn = None
+        links.begin(request.goals, request.mode)
         if self._is_new:
             self._model.verify()
         staged, result = self._model.staged, None
         if request.entering is not None:
             entering = decoder.decode(request.inputs, request.entering)
             staged.run_stage(load.stage[:1], *entering, links, is_checked=self._is_new)
-            synchronize(self._device)
             links.turn()
         if request.change is not None:
             result = staged.run_stage(load.stage, args, kwargs, links, is_checked=self._is_new)
             self._is_new = False
-        synchronize(self._device)
-        computed = time.perf_counter()
+        computed = self._mark()
         links.finish()
         if result is not None:
             # Before the bookkeeping below: the sampler waits for it.
             self._channel.send(to_wire(requests.Result(result, links.nbytes), self._ticket))
+        else:
+            self._engine.finish()  # an error of the device is that of this round
 
         # What prepares async rounds is a part of these, though it takes fresh messages.
-        kind: Mode = "async" if request.goals[0] is None else mode
+        kind: Mode = "async" if request.goals[0] is None else request.mode
+        which = request.evaluation, request.lane, kind
+        if self._turn is not None:
+            self._parts.append(Part(*which, start, self._turn, self._turn))
+            start = self._turn
+        self._parts.append(Part(*which, start, computed, self._mark()))
 
-        def span(start: float, waited: float, computed: float, until: float, end: float) -> None:
-            wait = until - waited
-            compute = computed - start - wait
-            self._spans.append(
-                Span(request.evaluation, request.lane, kind, start, wait, compute, end)
-            )
+    def _new_links(self, load: requests.Load) -> LaneLinks:
+        assert self._transport is not None
+        return LaneLinks(self._transport, load, self.waits, self._progress, self._turned)
 
-        if links.turned is not None:
-            turned, until = links.turned
-            span(start, waited, turned, until, turned)
-            start, waited = turned, until
-        span(start, waited, computed, self.waiting.seconds, time.perf_counter())
+    def _turned(self) -> None:
+        self._turn = self._mark()
+
+    def _mark(self) -> Mark:
+        return Mark(self._engine.here(), self.waits.number)
+
+    def _span(self, part: Part) -> Span:
+        evaluation, lane, mode, *marks = part
+        start, computed, end = (self._engine.clock(mark.moment) for mark in marks)
+        first, until, last = (mark.num_waits for mark in marks)
+        compute = computed - start - self.waits.seconds(first, until)
+        return Span(evaluation, lane, mode, start, self.waits.seconds(first, last), compute, end)
 
     def _end_run(self, request: requests.EndRun) -> requests.RunEnded:
         activation_bytes = self._activations.end_run()
@@ -238,32 +264,16 @@ class Worker:
         self._model.forget_kept()
         if self._load.stage:
             self._model.staged.forget_scratch()
-        spans, self._spans = self._spans, []
-        return requests.RunEnded(
-            [dataclasses.astuple(span) for span in spans], resident_bytes(), activation_bytes
-        )
+        self._engine.finish()
+        spans = [dataclasses.astuple(self._span(part)) for part in self._parts]
+        self._parts.clear()
+        self.waits.clear()
+        return requests.RunEnded(spans, resident_bytes(), activation_bytes)
 
     def close(self) -> None:
         """Leave the group in good order."""
         if self._transport is not None:
             self._transport.close()
-
-
-def measure_device(device: torch.device) -> tuple[str, float]:
-    """The device's name, and its matrix multiplication rate in FLOP/s (best of five)."""
-    if device.type == "cuda":
-        name, size, dtype = torch.cuda.get_device_name(device), 4096, torch.float16
-    else:
-        name, size, dtype = f"{device.type} x{torch.get_num_threads()}", 256, torch.float32
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(6):  # the first one warms up
-        synchronize(device)
-        start = time.perf_counter()
-        a @ a
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return name, 2 * size**3 / best
 
 
 def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
@@ -306,14 +316,12 @@ def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
                 continue
             doing: requests.Activity = "nothing"
             if is_busy:
-                doing = "waiting" if worker and worker.waiting.is_on else "computing"
+                doing = "waiting" if worker and worker.waits.is_on else "computing"
             else:
                 was_busy.clear()  # this beat is the last one
+            told = worker.beat(doing) if worker else requests.Beat(0, doing)
             try:
-                told = (
-                    (worker.num_units_run, doing, worker.activation_bytes) if worker else (0, doing)
-                )
-                channel.send(to_wire(requests.Beat(*told)))
+                channel.send(to_wire(told))
             except AsyncDiffError:
                 return
 

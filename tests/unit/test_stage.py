@@ -194,12 +194,6 @@ def test_outside_of_a_run_the_model_is_the_plain_one(name: str) -> None:
     assert same(result, plain(name, make_inputs(name, 1)))
 
 
-def test_it_counts_the_units_that_it_ran() -> None:
-    staged = staged_model("chain")
-    staged.run_stage(((0, 2),), *make_inputs("chain", 0), Given())
-    assert staged.num_units_run == 2
-
-
 def test_the_model_writes_into_outputs_after_they_were_given() -> None:
     """The glue of Chain works in place, so one that keeps a reference sees other values."""
     staged = staged_model("chain")

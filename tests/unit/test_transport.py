@@ -22,15 +22,16 @@ def linux_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (GPUS, "nccl"),
         (("cuda:0",), "nccl"),
-        (("cuda:0", "cuda:0"), "socket"),
-        (("cpu", "cpu"), "socket"),
-        (("cuda:0", "cpu"), "socket"),
-        (("mps:0",), "socket"),
+        (("cuda:0", "cuda:0"), "ring"),
+        (("cpu", "cpu"), "ring"),
+        (("cuda:0", "cpu"), "ring"),
+        (("mps:0",), "ring"),
     ],
 )
 def test_auto(devices: tuple[str, ...], backend: str) -> None:
     assert choose_backend(devices) == backend
     assert choose_backend(devices, "socket") == "socket"
+    assert choose_backend(devices, "ring") == "ring"
 
 
 def test_nccl_where_it_can_serve() -> None:
@@ -54,7 +55,7 @@ def test_nccl_where_it_cannot(devices: tuple[str, ...], texts: tuple[str, ...]) 
 
 def test_no_nccl_in_this_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
-    assert choose_backend(GPUS) == "socket"
+    assert choose_backend(GPUS) == "ring"
     with pytest.raises(PlanError, match="this build of PyTorch has no NCCL"):
         choose_backend(GPUS, "nccl")
 
@@ -62,11 +63,11 @@ def test_no_nccl_in_this_build(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_nccl_is_for_linux(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    assert choose_backend(GPUS) == "socket"
+    assert choose_backend(GPUS) == "ring"
     with pytest.raises(PlanError, match="no NCCL"):
         choose_backend(GPUS, "nccl")
 
 
 def test_a_backend_that_does_not_exist() -> None:
-    with pytest.raises(PlanError, match="ASYNCDIFF_BACKEND is 'mpi'; use auto, socket or nccl"):
+    with pytest.raises(PlanError, match="is 'mpi'; use auto, ring, socket or nccl"):
         choose_backend(GPUS, "mpi")

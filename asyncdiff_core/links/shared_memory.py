@@ -1,0 +1,96 @@
+"""Memory that two processes on one machine share, and that nobody else can find.
+
+Where the system has descriptors it is a file without a name (`memfd_create`, or a file that is
+removed as soon as it is open), whose descriptor crosses the socket between the two: when both have
+ended, however, it is gone. Windows has mappings with names, which are gone in the same way; the
+name is a random one.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import sys
+import tempfile
+
+import psutil
+import torch
+
+
+class SharedMemory:
+    """Flat memory, mapped in this process.
+
+    Attributes:
+        bytes: the memory as a tensor, [nbytes] of uint8.
+        name: by which the other process attaches it on Windows; elsewhere "".
+    """
+
+    def __init__(self, mapping: mmap.mmap, name: str, descriptor: int | None) -> None:
+        self.bytes = torch.frombuffer(mapping, dtype=torch.uint8)
+        self.name = name
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, nbytes: int) -> SharedMemory:
+        """New memory of `nbytes` bytes, at least one.
+
+        Raises:
+            OSError: there is too little memory, or the system or a sandbox allows none.
+        """
+        available = psutil.virtual_memory().available
+        if nbytes > available:  # where the system would not say no, but end processes
+            raise OSError(errno.ENOMEM, f"{available} bytes of memory are free")
+        if sys.platform == "win32":
+            name = f"asyncdiff-{secrets.token_hex(16)}"
+            return cls(mmap.mmap(-1, nbytes, tagname=name), name, None)
+        descriptor = _file()
+        try:
+            # Pages that turn out to be missing when they are written end the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, nbytes)
+            else:
+                os.ftruncate(descriptor, nbytes)
+            return cls(mmap.mmap(descriptor, nbytes), "", descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    @classmethod
+    def attach(cls, nbytes: int, name: str, descriptor: int | None) -> SharedMemory:
+        """What another process created. The descriptor is closed.
+
+        Raises:
+            OSError: it cannot be mapped, or is smaller than `nbytes`.
+        """
+        if sys.platform == "win32":
+            return cls(mmap.mmap(-1, nbytes, tagname=name), name, None)
+        if descriptor is None:
+            raise OSError("shared memory was told of and did not come")
+        try:
+            # Of a file that is too small pages would be missing.
+            if os.fstat(descriptor).st_size < nbytes:
+                raise OSError(f"shared memory has less than {nbytes} bytes")
+            return cls(mmap.mmap(descriptor, nbytes), "", None)
+        finally:
+            os.close(descriptor)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the other process needs besides the name."""
+        return () if self._descriptor is None else (self._descriptor,)
+
+    def given(self) -> None:
+        """The other process has the descriptor."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _file() -> int:
+    """The descriptor of an empty file without a name."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("asyncdiff", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
