@@ -34,7 +34,7 @@ Backend = Literal["ring", "socket", "nccl"]
 
 
 def backend() -> str:
-    """ASYNCDIFF_BACKEND: what connects workers, see transport.choose_backend."""
+    """ASYNCDIFF_BACKEND: what connects workers, see transport.backends_for."""
     return os.environ.get("ASYNCDIFF_BACKEND", "auto")
 
 

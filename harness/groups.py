@@ -119,7 +119,7 @@ def make_group(name: str, num_stages: int, folder: Path, **options: Any) -> Work
     trunk = Trunk.of(model, model.layout)
     source = ModelSource(
         name=type(model).__name__,
-        builder="harness.toys:build",
+        builder=options.pop("builder", "harness.toys:build"),
         spec={"model": name, **options},
         units=tuple(unit.name for unit in trunk.units),
         skips=trunk.skips,

@@ -78,6 +78,11 @@ class Incoming:
     buffers: queue.SimpleQueue[memoryview] = field(default_factory=queue.SimpleQueue)
     num_read: int = 0
 
+    def close(self) -> None:
+        """Nobody takes it."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
 
 class Peer:
     """This end of the socket to another worker. What comes is read in a thread of its own.
@@ -147,6 +152,10 @@ class Peer:
             self._opened.put(opened)
             raise opened
         return opened
+
+    def give_back(self, incoming: Incoming) -> None:
+        """It was for the next one who accepts."""
+        self._opened.put(incoming)
 
     def tell_free(self, link: int, number: int) -> None:
         """`number` messages of `link` are not needed any more."""

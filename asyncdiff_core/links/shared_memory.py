@@ -24,7 +24,7 @@ class SharedMemory:
 
     Attributes:
         bytes: the memory as a tensor, [nbytes] of uint8.
-        name: by which the other process attaches it on Windows; elsewhere "".
+        name: by which the other process maps it on Windows; elsewhere "".
     """
 
     def __init__(self, mapping: mmap.mmap, name: str, descriptor: int | None) -> None:
@@ -58,7 +58,7 @@ class SharedMemory:
             raise
 
     @classmethod
-    def attach(cls, nbytes: int, name: str, descriptor: int | None) -> SharedMemory:
+    def existing(cls, nbytes: int, name: str, descriptor: int | None) -> SharedMemory:
         """What another process created. The descriptor is closed.
 
         Raises:

@@ -6,9 +6,12 @@ sockets carry them where there is neither.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +19,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from ..errors import LinkError, PlanError
+from ..errors import LinkError, PlanError, text_of
 from ..log import get_logger
 from ..settings import Backend
 from .engines import Engine
@@ -33,9 +36,13 @@ log = get_logger("links")
 # A worker that hangs is found by the host, which sees progress; this only bounds a lost host.
 LINK_TIMEOUT = timedelta(hours=2)
 
+TEST_BYTES = 8 * 2**20  # of a message by which a link is tested
+TEST_SECONDS = 20.0
+CLOSE_SECONDS = 5.0
 
-def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
-    """The backend that serves `devices`.
+
+def backends_for(devices: Sequence[str], wanted: str = "auto") -> tuple[Backend, ...]:
+    """The backends that may serve `devices`, the best one first.
 
     Args:
         devices: one device per worker.
@@ -47,7 +54,7 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
     if wanted not in ("auto", "ring", "socket", "nccl"):
         raise PlanError(f"ASYNCDIFF_BACKEND is {wanted!r}; use auto, ring, socket or nccl.")
     if wanted in ("ring", "socket"):
-        return cast(Backend, wanted)
+        return (cast(Backend, wanted),)
     obstacle = None
     twice = sorted({d for d in devices if list(devices).count(d) > 1})
     if not all(d.startswith("cuda") for d in devices):
@@ -56,11 +63,11 @@ def choose_backend(devices: Sequence[str], wanted: str = "auto") -> Backend:
         obstacle = f"NCCL allows one worker per GPU, but {', '.join(twice)} is listed twice"
     elif not sys.platform.startswith("linux") or not dist.is_nccl_available():
         obstacle = "this build of PyTorch has no NCCL"
-    if obstacle is None:
-        return "nccl"
     if wanted == "nccl":
-        raise PlanError(f"{obstacle}. Use other devices, or leave ASYNCDIFF_BACKEND at auto.")
-    return "ring"
+        if obstacle is not None:
+            raise PlanError(f"{obstacle}. Use other devices, or leave ASYNCDIFF_BACKEND at auto.")
+        return ("nccl",)
+    return ("ring", "socket") if obstacle is not None else ("nccl", "ring", "socket")
 
 
 class NoMessages:
@@ -80,9 +87,11 @@ class NoMessages:
 
 
 class Transport:
-    """This worker's connection to all others. Made once per process.
+    """This worker's connection to all others.
 
     Args:
+        attempt: how many were made before, in all workers; links of those before are not taken for
+            one of this.
         peers: the other workers, by rank.
         engine: of this worker's device.
         rendezvous: a file by which workers on NCCL find each other.
@@ -95,7 +104,10 @@ class Transport:
         engine: Engine,
         backend: Backend,
         rendezvous: Path,
+        attempt: int = 0,
     ) -> None:
+        self._rank = rank
+        self._attempt = attempt
         self._engine = engine
         self._device = engine.device
         self._peers = peers
@@ -126,7 +138,10 @@ class Transport:
         """
         peer = self._peers[rank]
         memory = self._shared(nbytes * (num_kept + NUM_COMING))
-        description = {"nbytes": nbytes, "name": memory and memory.name, "told": told}
+        description = {
+            "attempt": self._attempt,
+            **{"nbytes": nbytes, "name": memory and memory.name, "told": told},
+        }
         with link_errors(rank):
             link, is_free = peer.open(description, memory.descriptors if memory else ())
         if not nbytes:
@@ -158,16 +173,67 @@ class Transport:
         """
         peer = self._peers[rank]
         with link_errors(rank):
-            incoming = peer.accept()
-            try:
-                nbytes, name, told = (incoming.told[key] for key in ("nbytes", "name", "told"))
-                if type(nbytes) is not int or not 0 <= nbytes < 2**44:
-                    raise ValueError(f"{nbytes!r} bytes")
-                if not isinstance(name, str | None):
-                    raise ValueError(f"the name {name!r}")
-            except (KeyError, TypeError, ValueError) as error:
-                raise LinkError(f"worker {rank} opened a link that is none ({error}).") from error
+            while True:
+                incoming = peer.accept()
+                attempt, nbytes, name, told = _description(rank, incoming.told)
+                if attempt == self._attempt:
+                    break
+                if attempt > self._attempt:
+                    # What tested this attempt was left behind, and wakes up.
+                    peer.give_back(incoming)
+                    raise LinkError("another attempt has begun.")
+                incoming.close()
             return self._receiver(peer, incoming, num_kept, nbytes, name), nbytes, told
+
+    def test(self, seconds: float = TEST_SECONDS) -> str:
+        """Send a message to every other worker, and take one from it, while all do so.
+
+        Returns:
+            what is wrong, or "".
+        """
+        future: Future[str] = Future()
+
+        @torch.inference_mode()
+        def test() -> None:
+            try:
+                future.set_result("; ".join(self._test_all()))
+            except Exception as error:
+                future.set_exception(error)
+
+        # What hangs is left behind: nothing ends a wait of a backend that does not work.
+        threading.Thread(target=test, name="tests links", daemon=True).start()
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            return f"no message within {seconds:.0f} s"
+        except Exception as error:
+            return text_of(error)
+
+    def _test_all(self) -> list[str]:
+        troubles = []
+        # One pair after the other, in one order for all: NCCL connects two only when both ask.
+        for one, other in itertools.combinations(sorted([self._rank, *self._peers]), 2):
+            for source, target in ((one, other), (other, one)):
+                if source == self._rank:
+                    sender = self.open(target, TEST_BYTES, 1, None)
+                    sender.free(0)
+                    sender.slots[0].copy_(self._pattern(source))
+                    sender.send(0)
+                    sender.drain()
+                elif target == self._rank:
+                    receiver, *_ = self.accept(source, 1)
+                    receiver.post(0)
+                    receiver.wait(0)
+                    is_whole = torch.equal(receiver.slots[0], self._pattern(source))
+                    receiver.drain()
+                    if not is_whole:
+                        troubles.append(f"what came from worker {source} is not what it sent")
+        return troubles
+
+    def _pattern(self, rank: int) -> torch.Tensor:
+        # No power of two, so that whatever is moved to another place differs there.
+        numbers = torch.arange(251, dtype=torch.uint8, device=self._device) + rank
+        return numbers.repeat(TEST_BYTES // 251 + 1)[:TEST_BYTES]
 
     def _receiver(
         self, peer: Peer, incoming: Incoming, num_kept: int, nbytes: int, name: str | None
@@ -180,7 +246,7 @@ class Transport:
         receiver: Receiver
         memory = None
         if name is not None:
-            memory = SharedMemory.attach(nbytes * num_slots, name, incoming.descriptor)
+            memory = SharedMemory.existing(nbytes * num_slots, name, incoming.descriptor)
             receiver = RingReceiver(peer, incoming, memory, num_slots, num_kept)
         else:
             slots = self._slots(nbytes, num_kept + 1)
@@ -214,5 +280,21 @@ class Transport:
 
     def close(self) -> None:
         """Leave the group."""
-        if self._backend == "nccl":
-            dist.destroy_process_group()
+        if self._backend == "nccl" and dist.is_initialized():
+            # After a failed test that may never end.
+            leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+            leaving.start()
+            leaving.join(CLOSE_SECONDS)
+
+
+def _description(rank: int, told: Any) -> tuple[int, int, str | None, Any]:
+    """What a worker said of a link, see Transport.open."""
+    try:
+        attempt, nbytes, name = told["attempt"], told["nbytes"], told["name"]
+        if not (type(attempt) is type(nbytes) is int and 0 <= nbytes < 2**44):
+            raise ValueError(f"{nbytes!r} bytes in attempt {attempt!r}")
+        if not isinstance(name, str | None):
+            raise ValueError(f"the name {name!r}")
+        return attempt, nbytes, name, told["told"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise LinkError(f"worker {rank} opened a link that is none ({error}).") from error

@@ -55,8 +55,15 @@ class Configure:
     num_threads: Annotated[int, lambda value: value >= 1]
     builder: str
     spec: dict[str, Any]
-    backend: Backend
     rendezvous: str
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Connect with all other workers, see transport.Transport, and test every link."""
+
+    backend: Backend
+    attempt: Number
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,13 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Connected:
+    """Answer to Connect: what is wrong, or ""."""
+
+    trouble: str
+
+
+@dataclass(frozen=True)
 class Imported:
     """Answer to Import."""
 
@@ -247,9 +261,9 @@ class Failed:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(Configure, MeasureCosts, Import, Load, Unload, Patch, Compile, Keep, Evaluate),
+        *(Configure, Connect, MeasureCosts, Import, Load, Unload, Patch, Compile, Keep, Evaluate),
         *(EndRun, Stop),
-        *(Ready, Costs, Imported, Loaded, Done, Result, RunEnded, Beat, Failed),
+        *(Ready, Connected, Costs, Imported, Loaded, Done, Result, RunEnded, Beat, Failed),
     )
 }
 

@@ -91,6 +91,7 @@ class Holdings:
             ticket = going_on[1]  # of a prompt that was canceled meanwhile
         else:
             self._before_load()
+            self._members.connect()
             self._forget()
             places, skips = [member.placement for member in members], self._source.skips
             ticket = self._members.post([load_request(plan, p, cuts, skips) for p in places])

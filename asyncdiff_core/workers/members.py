@@ -15,21 +15,25 @@ from ..algorithm.stages import Stage
 from ..errors import (
     MAX_ERROR_TEXT,
     WorkerError,
+    WorkerLinkError,
     WorkerOutOfMemoryError,
     WorkersGoneError,
     WorkerStartError,
 )
-from ..links.transport import choose_backend
-from ..log import leave_folder, make_folder, note_workers
+from ..links.transport import backends_for
+from ..log import get_logger, leave_folder, make_folder, note_workers
 from ..planning.plan import ParallelPlan, Placement
 from ..reports.report import Span, WorkerReport
-from ..settings import backend
-from ..wire.requests import Configure, Loaded, Ready, RunEnded, Stop
+from ..settings import Backend, backend
+from ..wire.requests import Configure, Connect, Loaded, Ready, RunEnded, Stop
 from .exchange import START_SECONDS, Exchange
 from .process import Launch, WorkerProcess, end_all, socket_mesh
 from .source import ModelSource
 
+log = get_logger("group")
+
 LOAD_SECONDS = 1800.0  # reading a stage's weights from a slow disk
+CONNECT_SECONDS = 120.0  # NCCL takes some seconds for its start, and the test has its own limit
 LOCK_SECONDS = 1.0  # for another thread, which may wait for its workers for long
 
 
@@ -79,6 +83,7 @@ class Members(Sequence[Member]):
         timeout, poll: see Exchange.
 
     Attributes:
+        links: the backend that connects them; None as long as they are not connected.
         broken: they were ended, or are about to be.
         error: by which they broke.
         folder: of their logs.
@@ -105,7 +110,9 @@ class Members(Sequence[Member]):
         self._plan = plan
         self._source = source
         self._launch = launch
-        self._backend = choose_backend(plan.devices, backend())
+        self._backends = backends_for(plan.devices, backend())
+        self._num_attempts = 0
+        self.links: Backend | None = None
         try:
             self.folder = make_folder(folder)
         except OSError as error:
@@ -156,7 +163,6 @@ class Members(Sequence[Member]):
                     num_threads=num_threads,
                     builder=self._source.builder,
                     spec=self._source.spec,
-                    backend=self._backend,
                     rendezvous=str(self.folder / "rendezvous"),
                 )
                 requests.append((process, request))
@@ -183,6 +189,34 @@ class Members(Sequence[Member]):
     def ready(self) -> list[Ready]:
         """What each worker that has come up says of itself."""
         return [m.process.ready for m in self if m.process.ready]
+
+    def connect(self) -> None:
+        """Have workers connect with each other by the best backend that passes its test.
+
+        Raises:
+            WorkerLinkError: none does.
+        """
+        if self.links is not None:
+            return
+        troubles = []
+        for one in self._backends:
+            self._num_attempts += 1
+            request = Connect(one, self._num_attempts)
+            answers = self.request([request] * len(self), CONNECT_SECONDS)
+            trouble = next((answer.trouble for answer in answers if answer.trouble), None)
+            if trouble is None:
+                self.links = one
+                if len(self) > 1:
+                    log.info("%s: workers are connected by %s", self._source.name, one)
+                return
+            troubles.append(f"{one}: {trouble}")
+            log.warning("%s: workers cannot be connected by %s", self._source.name, troubles[-1])
+        with self.exchange.breaks():
+            raise WorkerLinkError(
+                "The workers cannot be connected with each other ("
+                + "; ".join(troubles)
+                + "). Use fewer devices, or another ASYNCDIFF_BACKEND."
+            )
 
     def close(self) -> None:
         """End all workers, see `close_all`."""

@@ -26,6 +26,7 @@ def group_status(group: WorkerGroup) -> dict[str, Any]:
         "files": [Path(file).name for file in group.source.files],
         "state": state,
         "plan": {**dataclasses.asdict(group.plan), "devices": list(group.plan.devices)},
+        "links": group.members.links,
         "run": _run(group),
         "last_error": group.error,
         "workers": [_worker(group, member, state) for member in members],

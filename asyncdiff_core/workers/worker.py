@@ -134,6 +134,7 @@ class Worker:
         self._handlers: dict[type, Callable[[Any], Any]] = {
             requests.MeasureCosts: self._measure,
             requests.Import: self._import,
+            requests.Connect: self._connect,
             requests.Load: self._load_stage,
             requests.Unload: self._unload,
             requests.Patch: self._patch,
@@ -166,14 +167,22 @@ class Worker:
         there = self._model.can_import(request.module, request.root, request.file)
         return requests.Imported(there)
 
-    def _load_stage(self, request: requests.Load) -> requests.Loaded:
-        if self._transport is None:
-            config = self._config
+    def _connect(self, request: requests.Connect) -> requests.Connected:
+        self.close()
+        config = self._config
+        try:
             self._transport = Transport(
                 *(config.rank, self._peers, self._engine),
-                backend=config.backend,
+                backend=request.backend,
                 rendezvous=Path(config.rendezvous),
+                attempt=request.attempt,
             )
+            trouble = self._transport.test()
+        except Exception as error:  # there may be another backend
+            trouble = text_of(error)
+        return requests.Connected(trouble[:MAX_ERROR_TEXT])
+
+    def _load_stage(self, request: requests.Load) -> requests.Loaded:
         with self._activations.except_for():
             weight_bytes, shared_bytes = self._model.load(request.stage)
         self._load, self._is_new = request, True

@@ -277,7 +277,6 @@ def _worker(folder: Path) -> Iterator[WorkerProcess]:
                 num_threads=1,
                 builder="harness.toys:build",
                 spec={"model": "chain"},
-                backend="socket",
                 rendezvous=str(own / "rendezvous"),
             ),
             HANG_SECONDS,

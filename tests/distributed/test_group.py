@@ -17,7 +17,7 @@ from asyncdiff_core.algorithm.evaluator import Forecast
 from asyncdiff_core.algorithm.schedule import AsyncSchedule
 from asyncdiff_core.algorithm.stages import Stage, units_of
 from asyncdiff_core.algorithm.trunk import Trunk, parameter_bytes
-from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError
+from asyncdiff_core.errors import AsyncDiffError, UnsupportedPatchError, WorkerLinkError
 from asyncdiff_core.wire import requests
 from asyncdiff_core.wire.requests import Ready
 from asyncdiff_core.workers.group import WorkerGroup
@@ -70,6 +70,45 @@ def test_a_group_equals_the_oracle(
     assert equal(outputs[:num_sync], synchronous[:num_sync])
     stale = zip(outputs[num_sync:], synchronous[num_sync:], strict=True)
     assert not any(torch.equal(a, b) for a, b in stale)  # it really was asynchronous
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_over_sockets(own_group: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As where no memory can be shared."""
+    monkeypatch.setenv("ASYNCDIFF_BACKEND", "socket")
+    group = own_group(name, 3)
+    for guidance in (batched, unbatched):
+        assert_is_oracle(group, name, AsyncSchedule(2), guidance(name, 8))
+    assert group.members.links == "socket"
+
+
+@pytest.mark.parametrize(
+    ("bad", "text", "links"),
+    [
+        ("corrupt", "ring: what came from worker 1 is not what it sent", "socket"),
+        ("silent", "ring: no message within 1 s", "socket"),
+        ("none", None, "ring"),  # link by link, which each worker's log says
+    ],
+)
+def test_links_that_do_not_work(
+    own_group: Any, caplog: pytest.LogCaptureFixture, bad: str, text: str | None, links: str
+) -> None:
+    """The next backend serves, which the log says once, and the bits are the same."""
+    group = own_group("skipnet", 3, bad=bad, builder="harness.bad_links:build")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert_is_oracle(group, "skipnet", AsyncSchedule(2), batched("skipnet", 6))
+    assert group.members.links == links
+    assert caplog.text.count("cannot be connected") == (text is not None)
+    assert caplog.text.count(f"workers are connected by {links}") == 1
+    assert text is None or text in caplog.text
+
+
+def test_no_links_that_work(own_group: Any) -> None:
+    group = own_group("chain", 2, bad="all", builder="harness.bad_links:build")
+    with pytest.raises(WorkerLinkError, match=r"ring: what came .*; socket: what came .* ASYNC"):
+        run(group, AsyncSchedule(1), batched("chain", 3))
+    assert group.broken
 
 
 def test_a_unet_folded_and_not(own_group: Any, monkeypatch: pytest.MonkeyPatch) -> None:

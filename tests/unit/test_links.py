@@ -23,6 +23,7 @@ from asyncdiff_core.errors import LinkError
 from asyncdiff_core.links import transport as transports
 from asyncdiff_core.links.engines import Engine, Moment, Progress, Waits
 from asyncdiff_core.links.link import Receiver, Sender
+from asyncdiff_core.links.over_socket import SocketReceiver, SocketSender
 from asyncdiff_core.links.peers import Peer
 from asyncdiff_core.links.ring import NUM_COMING, RingReceiver, RingSender
 from asyncdiff_core.links.shared_memory import SharedMemory
@@ -165,6 +166,58 @@ def test_a_sender_is_ahead_by_one_message_and_no_more() -> None:
     assert not behind.is_alive()
 
 
+# The test of links ---------------------------------------------------------------------------
+
+
+def both_test(pair: Pair) -> list[str]:
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(lambda end: end.test(2.0), pair.ends))
+
+
+def test_links_that_work(pair: Pair) -> None:
+    assert both_test(pair) == ["", ""]
+    there, back = pair.link(100), pair.link(100, source=1)  # which are not those of the test
+    assert there[1] is not back[1]
+
+
+def test_a_link_that_corrupts(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ends in (RingReceiver, SocketReceiver):
+        wait = ends.wait
+
+        def corrupt(self: Any, number: int, wait: Any = wait) -> None:
+            wait(self, number)
+            if self._peer.rank == 0:
+                self.slots[0][5_000_000] += 1
+
+        monkeypatch.setattr(ends, "wait", corrupt)
+    assert both_test(pair) == ["", "what came from worker 0 is not what it sent"]
+
+
+def test_a_link_by_which_nothing_comes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ends in (RingSender, SocketSender):
+        monkeypatch.setattr(ends, "send", lambda self, number: None)
+    found = both_test(pair)
+    assert found == ["no message within 2 s"] * 2
+
+
+def test_a_worker_that_ends_meanwhile(pair: Pair) -> None:
+    pair.sockets[0].shutdown(socket.SHUT_RDWR)
+    assert all("the link to worker" in trouble for trouble in both_test(pair))
+
+
+def test_links_of_an_attempt_that_failed() -> None:
+    """One worker opened them, and the other one had given up: they are nobody's."""
+    pair = Pair("ring")
+    pair.ends[0].open(1, 64, 1, "of before")
+    again = [
+        Transport(rank, {1 - rank: peer}, Engine(CPU), "socket", Path("unused"), attempt=1)
+        for rank, peer in enumerate(pair.peers)
+    ]
+    again[0].open(1, 64, 1, "now")
+    _, _, told = again[1].accept(0, 1)
+    assert told == "now"
+
+
 # Without shared memory -----------------------------------------------------------------------
 
 
@@ -194,20 +247,23 @@ def test_less_than_was_said() -> None:
     memory = SharedMemory.create(4096)
     (descriptor,) = memory.descriptors
     with pytest.raises(OSError, match="less than 4097 bytes"):
-        SharedMemory.attach(4097, "", os.dup(descriptor))
+        SharedMemory.existing(4097, "", os.dup(descriptor))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_descriptors_are_not_kept() -> None:
+    def held() -> tuple[int, int]:
+        mapped = Path("/proc/self/maps").read_text().count("/memfd:asyncdiff")
+        return len(os.listdir("/proc/self/fd")), mapped
+
     pair = Pair("ring")
-    before = len(os.listdir("/proc/self/fd"))
+    before = held()
     for _ in range(20):
         sender, receiver = pair.link(100)
         sender.drain()
         receiver.drain()
     del sender, receiver
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert "/memfd:asyncdiff" not in Path("/proc/self/maps").read_text()
+    assert held() == before
 
 
 def test_a_file_without_memfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -242,7 +298,7 @@ def test_the_other_end_is_gone(pair: Pair) -> None:
 
 
 HEADER = struct.Struct("<4sIIQ")
-OPENED = json.dumps({"nbytes": 8, "name": None, "told": 0}).encode()
+OPENED = json.dumps({"attempt": 0, "nbytes": 8, "name": None, "told": 0}).encode()
 
 
 @pytest.mark.parametrize(
@@ -262,11 +318,12 @@ OPENED = json.dumps({"nbytes": 8, "name": None, "told": 0}).encode()
                 "a link that is none",
             )
             for told in (
-                b'{"nbytes": -1, "name": null, "told": 0}',
-                b'{"nbytes": true, "name": null, "told": 0}',
-                b'{"nbytes": 1e9, "name": null, "told": 0}',
-                b'{"nbytes": 8, "name": 8, "told": 0}',
-                b'{"nbytes": 8, "name": ""}',
+                b'{"attempt": 0, "nbytes": -1, "name": null, "told": 0}',
+                b'{"attempt": 0, "nbytes": true, "name": null, "told": 0}',
+                b'{"attempt": 0, "nbytes": 1e9, "name": null, "told": 0}',
+                b'{"attempt": 0, "nbytes": 8, "name": 8, "told": 0}',
+                b'{"attempt": 0, "nbytes": 8, "name": ""}',
+                b'{"attempt": null, "nbytes": 8, "name": null, "told": 0}',
             )
         ),
     ],
@@ -281,7 +338,7 @@ def test_what_is_no_message(frame: bytes, text: str) -> None:
 def test_a_ring_without_memory() -> None:
     """Its memory was said to come, and did not."""
     pair = Pair("ring")
-    told = json.dumps({"nbytes": 8, "name": "", "told": 0}).encode()
+    told = json.dumps({"attempt": 0, "nbytes": 8, "name": "", "told": 0}).encode()
     pair.sockets[0].sendall(HEADER.pack(b"ADL2", 0, 0, len(told)) + told)
     with pytest.raises(LinkError, match="worker 0"):
         pair.ends[1].accept(0, 1)

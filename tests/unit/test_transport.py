@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.links.transport import choose_backend
+from asyncdiff_core.links.transport import backends_for
 
 GPUS = ("cuda:0", "cuda:1")
 
@@ -29,13 +29,13 @@ def linux_with_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_auto(devices: tuple[str, ...], backend: str) -> None:
-    assert choose_backend(devices) == backend
-    assert choose_backend(devices, "socket") == "socket"
-    assert choose_backend(devices, "ring") == "ring"
+    assert backends_for(devices)[0] == backend
+    assert backends_for(devices, "socket") == ("socket",)
+    assert backends_for(devices, "ring") == ("ring",)
 
 
 def test_nccl_where_it_can_serve() -> None:
-    assert choose_backend(GPUS, "nccl") == "nccl"
+    assert backends_for(GPUS, "nccl") == ("nccl",)
 
 
 @pytest.mark.parametrize(
@@ -48,26 +48,26 @@ def test_nccl_where_it_can_serve() -> None:
 )
 def test_nccl_where_it_cannot(devices: tuple[str, ...], texts: tuple[str, ...]) -> None:
     with pytest.raises(PlanError) as caught:
-        choose_backend(devices, "nccl")
+        backends_for(devices, "nccl")
     for text in (*texts, "leave ASYNCDIFF_BACKEND at auto"):
         assert text in str(caught.value)
 
 
 def test_no_nccl_in_this_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
-    assert choose_backend(GPUS) == "ring"
+    assert backends_for(GPUS) == ("ring", "socket")
     with pytest.raises(PlanError, match="this build of PyTorch has no NCCL"):
-        choose_backend(GPUS, "nccl")
+        backends_for(GPUS, "nccl")
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_nccl_is_for_linux(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
     monkeypatch.setattr(sys, "platform", platform)
-    assert choose_backend(GPUS) == "ring"
+    assert backends_for(GPUS) == ("ring", "socket")
     with pytest.raises(PlanError, match="no NCCL"):
-        choose_backend(GPUS, "nccl")
+        backends_for(GPUS, "nccl")
 
 
 def test_a_backend_that_does_not_exist() -> None:
     with pytest.raises(PlanError, match="is 'mpi'; use auto, ring, socket or nccl"):
-        choose_backend(GPUS, "mpi")
+        backends_for(GPUS, "mpi")

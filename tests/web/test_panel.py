@@ -55,7 +55,8 @@ def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[s
     plan = {"devices": [w["device"] for w in workers], "stages": num, "replicas": 1, "stride": 1}
     run = {"prompt_id": "one", "node_id": "5", "warm_up": 1, "steps": steps, "evaluations": 0}
     name = "a checkpoint with a name of no use to anybody, but of a considerable length.safetensors"
-    one = {"model": "Flux", "files": [name], "state": "sampling", "last_error": None}
+    one = {"model": "Flux", "files": [name], "state": "sampling", "links": "ring"}
+    one |= {"last_error": None}
     one |= {"id": "g1", "plan": plan, "references": 1, "run": {**run, "mode": None}} | group
     spans = [
         {"index": i, "lane": 0, "mode": "sync" if i < 1 else "async", "start": i / 10}

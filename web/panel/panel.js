@@ -7,7 +7,7 @@ import { button, h, icon, update } from "./dom.js";
 import { LiveTimeline } from "./live.js";
 import { planPicture } from "./picture.js";
 import { Timeline, ofReport } from "./timeline.js";
-import { errorWords, phaseWords, plainError, planWords, seconds } from "./words.js";
+import { errorWords, linkWords, phaseWords, plainError, planWords, seconds } from "./words.js";
 
 /** @import { Group, LastError, Report, Run, Status, Worker } from "../types/server.js" */
 /** @import { Child } from "./dom.js" */
@@ -107,7 +107,9 @@ export class Panel {
       h(
         "p.ad-faint",
         {},
-        `${group.model} · ${planWords(group.plan)} · ${STATE_WORDS[group.state] ?? group.state}`,
+        [group.model, planWords(group.plan), STATE_WORDS[group.state] ?? group.state, linkWords(group)]
+          .filter(Boolean)
+          .join(" · "),
       ),
       group.workers.length ? planPicture(group) : null,
       group.run ? progress(group.run) : null,

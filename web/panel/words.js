@@ -1,7 +1,7 @@
 // @ts-check
 /** How figures and states are put into words. */
 
-/** @import { Plan, Run, Worker } from "../types/server.js" */
+/** @import { Group, Plan, Run, Worker } from "../types/server.js" */
 
 /**
  * Bytes as `1.5 GiB`.
@@ -39,6 +39,15 @@ export function planWords(plan) {
   const parts = [count(plan.stages, "stage")];
   if (plan.replicas > 1) parts.unshift(`${count(plan.replicas, "replica")} ×`);
   return parts.join(" ") + (plan.stride > 1 ? `, stride ${plan.stride}` : "");
+}
+
+/**
+ * What connects the workers of a group; nothing for a single one, or as long as they are not connected.
+ * @param {Group} group
+ */
+export function linkWords(group) {
+  if (group.links === null || group.workers.length < 2) return "";
+  return { ring: "shared memory", nccl: "NCCL", socket: "sockets" }[group.links];
 }
 
 /**

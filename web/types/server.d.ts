@@ -44,6 +44,7 @@ export interface Group {
   state: "starting" | "idle" | "loading" | "sampling" | "parked" | "broken";
   plan: Plan;
   run: Run | null;
+  links: "ring" | "nccl" | "socket" | null;
   last_error: string | null;
   workers: Worker[];
 }
