@@ -38,7 +38,7 @@ class Lane:
     def __post_init__(self) -> None:
         may_predict = not self.is_folded or self.num_stages == PREDICTED_FOLD
         self._predicts = self.schedule.prediction and may_predict
-        self._predictor = Predictor(self.stride * self.num_stages)
+        self._predictor = Predictor(self.stride * self.num_stages, self.num_stages)
         self._latent: Latent | None = None  # of the evaluation that begins
         # By the number of a round: the latents that stages were given for its result.
         self._given: dict[int, list[Latent]] = {}

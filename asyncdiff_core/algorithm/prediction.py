@@ -25,9 +25,9 @@ Latent = tuple[torch.Tensor, ...]
 
 A, B = 1.0, 0.5
 RIDGE = 0.3  # how much A and B count beside what the last steps have shown
-# How many evaluations in a row drafts must have been better than stale latents, for each evaluation
-# that the farthest of them lies ahead beyond the first: a solver of high order answers each change
-# from one to the other, and the more so the more evaluations there are between cause and answer.
+# How many evaluations in a row drafts must have been better than stale latents, for each stage
+# beyond the second: a solver of high order answers each change from one to the other, and the more
+# so the more stages there are between cause and answer.
 PROOF = 3
 # Where coefficients may be. A negative b takes the slope over two steps in place of one, which is
 # what a solver of high order needs that answers the error of a draft with one of its own.
@@ -56,15 +56,16 @@ class Predictor:
 
     Args:
         farthest: drafts may be asked for so many evaluations ahead, less one.
+        num_stages: that look ahead, with the one that does not.
     """
 
-    def __init__(self, farthest: int) -> None:
+    def __init__(self, farthest: int, num_stages: int = 2) -> None:
         self._seen: deque[Seen] = deque(maxlen=farthest + 3)
         # By evaluations ahead: drafts that wait for their latent, and how good the last one was.
         self._drafts: dict[tuple[int, float], Latent] = {}
         self._judged: dict[int, deque[Judged]] = {}
         self._farthest = farthest
-        self._num_proofs = 1 + PROOF * max(0, farthest - 2)
+        self._num_proofs = 1 + PROOF * max(0, num_stages - 2)
 
     def see(self, sigma: float, latent: Latent, coming: Sequence[float]) -> None:
         """An evaluation begins: judge the drafts of its latent, and make those of the next ones.

@@ -108,11 +108,11 @@ def test_drafts_come_back_when_they_are_good_again() -> None:
     assert found[3:5] == [False, False] and found[-1]
 
 
-@pytest.mark.parametrize(("farthest", "num_proofs"), [(1, 1), (2, 1), (3, 4), (4, 7)])
-def test_drafts_prove_themselves(farthest: int, num_proofs: int) -> None:
-    """One bad draft is remembered for as many evaluations as stages look ahead, times three."""
+@pytest.mark.parametrize(("stages", "num_proofs"), [(1, 1), (2, 1), (3, 4), (4, 7)])
+def test_drafts_prove_themselves(stages: int, num_proofs: int) -> None:
+    """One bad draft is remembered for three evaluations more with every stage after the second."""
     sigmas = [1.0 - i / 24 for i in range(24)]
-    predictor, found = Predictor(farthest), []
+    predictor, found = Predictor(stages, stages), []
     for i, sigma in enumerate(sigmas[:-1]):
         jump = noise(9) if i == 5 else 0.0
         predictor.see(sigma, (line(sigma) + jump,), sigmas[i + 1 :])
