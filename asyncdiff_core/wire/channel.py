@@ -30,6 +30,8 @@ from .frames import (
 from .plain import Reader, Writer, register
 
 CPU = torch.device("cpu")
+MAX_PARTS = 64  # that are sent by one call; systems allow a thousand
+TIMEOUT_STAYS = 0.05  # seconds by which a timeout may be too long
 
 
 def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
@@ -113,6 +115,8 @@ class Channel:
         sock.setblocking(True)
         self._socket = sock
         self._send_lock = threading.Lock()
+        self._timeout_until: float | None = None  # the deadline that the socket was given, and when
+        self._timeout_set = 0.0
 
     @staticmethod
     def pair() -> tuple[Channel, socket.socket]:
@@ -138,14 +142,26 @@ class Channel:
         with self._send_lock:
             deadline = None if timeout is None else time.monotonic() + timeout
             try:
-                for part in frame:
-                    while part:
-                        self._set_timeout(deadline)
-                        part = part[self._socket.send(part) :]
+                self._send_parts(list(frame), deadline)
             except TimeoutError:
                 raise ChannelTimeoutError("what was sent was not taken in time") from None
             except OSError as error:
                 raise ChannelClosedError(f"the other end is gone ({error})") from None
+
+    def _send_parts(self, parts: list[memoryview], deadline: float | None) -> None:
+        if not hasattr(self._socket, "sendmsg"):  # Windows
+            for part in parts:
+                while part:
+                    self._set_timeout(deadline)
+                    part = part[self._socket.send(part) :]
+            return
+        while parts:
+            self._set_timeout(deadline)
+            count = self._socket.sendmsg(parts[:MAX_PARTS])
+            while parts and count >= len(parts[0]):
+                count -= len(parts.pop(0))
+            if count:
+                parts[0] = parts[0][count:]
 
     def receive(self, timeout: float | None = None) -> Any:
         """What comes next.
@@ -187,9 +203,17 @@ class Channel:
         self._socket.close()
 
     def _set_timeout(self, deadline: float | None) -> None:
-        # A timeout of 0 would make the socket non-blocking.
-        left = None if deadline is None else max(1e-3, deadline - time.monotonic())
-        self._socket.settimeout(left)
+        now = time.monotonic()
+        if deadline is None:
+            if self._timeout_until is not None:
+                self._socket.settimeout(None)
+                self._timeout_until = None
+            return
+        # Every change is a call of the system, so a timeout that is nearly right stays.
+        if self._timeout_until != deadline or now > self._timeout_set + TIMEOUT_STAYS:
+            # A timeout of 0 would make the socket non-blocking.
+            self._socket.settimeout(max(1e-3, deadline - now))
+            self._timeout_until, self._timeout_set = deadline, now
 
     def _read(self, size: int, deadline: float | None) -> bytearray:
         data = bytearray(size)
