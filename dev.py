@@ -5,6 +5,7 @@
     python3 dev.py test [pytest arguments]             lint, types and every test
     python3 dev.py lint                                ruff and mypy alone
     python3 dev.py quality [--help]                    the laboratory: quality against speed
+    python3 dev.py doctor [--devices LIST]             what devices and links can do
     python3 dev.py serve [ComfyUI arguments]           ComfyUI with this pack, for a person
     python3 dev.py python [arguments]                  that environment's Python, in this folder
 
@@ -404,6 +405,10 @@ def run_quality(environment: Environment, _: argparse.Namespace, arguments: list
     return hand_over(environment, ["-m", "benchmarks.quality", *arguments])
 
 
+def run_doctor(environment: Environment, _: argparse.Namespace, arguments: list[str]) -> int:
+    return hand_over(environment, ["-m", "benchmarks.doctor", *arguments])
+
+
 def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list[str]) -> int:
     from demo import shapes
     from harness.comfy_server import PACK_FOLDER, accelerator, link_pack
@@ -498,6 +503,7 @@ COMMANDS = {
     "test": run_tests,
     "lint": run_lint,
     "quality": run_quality,
+    "doctor": run_doctor,
     "serve": run_comfyui,
     "python": run_python,
 }
@@ -534,6 +540,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("test", "Lint, types and every test; with arguments, pytest alone with these.")
     add("lint", "What reads the code and runs none of it: ruff and mypy.")
     add("quality", "Quality against speed, measured. Try --help after it.", add_help=False)
+    add("doctor", "What devices and links can do. Try --help after it.", add_help=False)
     add("serve", "Start ComfyUI with this pack. Other arguments are ComfyUI's.")
     add("python", "The environment's Python in this folder. All arguments are Python's.")
 

@@ -167,8 +167,8 @@ class Stop:
 class Ready:
     """The worker is up.
 
-    `speed` is its matrix multiplication rate, in FLOP/s; `memory_bytes` the memory of its device,
-    or 0 where the device shares the host's; `search_path` is where it looks for Python modules.
+    `speed` is about its matrix multiplication rate, in FLOP/s; `memory_bytes` the memory of its
+    device, or 0 where the device shares the host's; `search_path` is where it looks for modules.
     """
 
     pid: Number

@@ -70,8 +70,8 @@ def load_request(plan: ParallelPlan, place: Placement, cuts: Cuts, skips: Skips)
 def relative_speeds(workers: Sequence[requests.Ready]) -> list[float]:
     """How fast each worker's device is, the fastest being 1.
 
-    Devices of the same name count as equally fast, and others in steps of an eighth, so that the
-    cuts do not change with the noise of a measurement.
+    Devices of the same name count as equally fast, and others in steps of an eighth: more is not
+    known of them.
     """
     by_name: dict[str, float] = {}
     for worker in workers:

@@ -53,6 +53,18 @@ _ALLOCATOR = {
 }
 
 
+# A receive that waits for its message is a kernel that spins on the GPU beside the stage. It gets
+# few multiprocessors, and the queues of a GPU must be more than there are streams.
+_NCCL = {
+    "NCCL_MAX_P2P_NCHANNELS": "2",
+    "NCCL_MAX_CTAS": "4",
+    "NCCL_NVLS_ENABLE": "0",
+    "NCCL_IB_DISABLE": "1",
+    "TORCH_NCCL_HIGH_PRIORITY": "1",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",
+}
+
+
 @dataclass(frozen=True)
 class Launch:
     """How worker processes are started.
@@ -132,7 +144,14 @@ class WorkerProcess:
         self.log_file = log_file
         device_env, self.local_device = device_environment(device, os.environ)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
-        env = {**_ALLOCATOR, **os.environ, **device_env, **threads, "PYTHONUNBUFFERED": "1"}
+        env = {
+            **_ALLOCATOR,
+            **_NCCL,
+            **os.environ,
+            **device_env,
+            **threads,
+            "PYTHONUNBUFFERED": "1",
+        }
         try:
             self.channel, theirs = Channel.pair()
         except OSError as error:

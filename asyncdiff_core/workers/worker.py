@@ -46,7 +46,7 @@ from ..wire.channel import Channel
 from ..wire.inputs import InputDecoder
 from ..wire.requests import from_wire, to_wire
 from .lifeline import BEAT_SECONDS, Host, end_with_traceback
-from .measure import measure_device
+from .measure import device_rate
 from .memory import ActivationMemory, is_out_of_memory, resident_bytes
 
 
@@ -149,7 +149,7 @@ class Worker:
         return requests.Beat(self._progress.count(), doing, self._activations.bytes)
 
     def ready(self) -> requests.Ready:
-        name, speed = measure_device(self._engine)
+        name, speed = device_rate(self._device)
         memory = 0
         if self._device.type == "cuda":
             memory = torch.cuda.get_device_properties(self._device).total_memory
