@@ -86,6 +86,7 @@ def build(spec: dict[str, Any], device: torch.device) -> ToyStageModel:
     trace: list[Event] = []
     folder = Path(spec["traces"])
     evaluate, end_run = worker.Worker._evaluate, worker.Worker._end_run
+    connect = worker.Worker._connect
     num_runs = 0
 
     def noted_evaluate(self: Any, request: Any) -> None:
@@ -101,6 +102,11 @@ def build(spec: dict[str, Any], device: torch.device) -> ToyStageModel:
         trace.clear()
         return answer
 
+    def noted_connect(self: Any, request: Any) -> Any:
+        answer = connect(self, request)
+        trace.clear()  # of the test of links
+        return answer
+
     def result(*args: Any) -> Any:
         trace.append(["result"])
         return make_result(*args)
@@ -110,6 +116,7 @@ def build(spec: dict[str, Any], device: torch.device) -> ToyStageModel:
     RecordingTransport.trace = trace
     worker.Transport = RecordingTransport  # type: ignore[misc]
     worker.Worker._evaluate = noted_evaluate  # type: ignore[method-assign]
+    worker.Worker._connect = noted_connect  # type: ignore[method-assign]
     worker.Worker._end_run = noted_end  # type: ignore[method-assign]
     worker.requests.Result = result  # type: ignore[misc, assignment]
     return RecordingModel(spec, device, trace)

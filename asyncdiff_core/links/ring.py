@@ -6,9 +6,9 @@ are written, and how many are not needed any more.
 
 from __future__ import annotations
 
+from ..wire.shared_memory import SharedMemory
 from .link import link_errors
 from .peers import Count, Incoming, Peer
-from .shared_memory import SharedMemory
 
 # Beside the messages that are kept: the one that comes, and one that comes early, so that no worker
 # waits for one that begins a round a little later.

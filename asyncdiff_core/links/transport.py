@@ -22,13 +22,13 @@ import torch.distributed as dist
 from ..errors import LinkError, PlanError, text_of
 from ..log import get_logger
 from ..settings import Backend
+from ..wire.shared_memory import SharedMemory
 from .engines import Engine
 from .link import Receiver, Sender, link_errors
 from .over_nccl import NcclReceiver, NcclSender
 from .over_socket import NUM_SLOTS, SocketReceiver, SocketSender
 from .peers import Incoming, Peer
 from .ring import NUM_COMING, RingReceiver, RingSender
-from .shared_memory import SharedMemory
 from .staging import StagedReceiver, StagedSender
 
 log = get_logger("links")

@@ -8,18 +8,22 @@ bytes of every tensor behind it. Tensors are not copied on the way, and arrive o
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
 from . import strides
+from .blocks import Borrower, Lender, Loan
 from .dtypes import DTYPES, NAMES
 from .frames import (
+    BLOCK,
+    BLOCK_MAGIC,
     HEADER,
     MAGIC,
     MAX_PLAIN,
@@ -115,6 +119,9 @@ class Channel:
         sock.setblocking(True)
         self._socket = sock
         self._send_lock = threading.Lock()
+        self.lender: Lender | None = None  # for what `send` sends, if this end has memory to share
+        self._lent: set[int] = set()  # blocks that the other end has
+        self.borrower = Borrower()
         self._timeout_until: float | None = None  # the deadline that the socket was given, and when
         self._timeout_set = 0.0
 
@@ -135,18 +142,39 @@ class Channel:
             ChannelClosedError: the other process is gone.
             ChannelTimeoutError: it did not take it; the channel is then unusable.
         """
-        self.send_frame(encode_frame(value), timeout)
+        if self.lender is None:
+            self.send_frame(encode_frame(value), timeout)
+        else:
+            frame, loan = lend_frame(value, self.lender, (0,))
+            self.send_frame(frame, timeout, loan)
 
-    def send_frame(self, frame: Sequence[memoryview], timeout: float | None = None) -> None:
-        """Send what `encode_frame` made; one frame can go to many channels."""
+    def send_frame(
+        self,
+        frame: Sequence[memoryview],
+        timeout: float | None = None,
+        loan: Loan | None = None,
+    ) -> None:
+        """Send what `encode_frame` or `lend_frame` made; one frame can go to many channels."""
         with self._send_lock:
             deadline = None if timeout is None else time.monotonic() + timeout
             try:
-                self._send_parts(list(frame), deadline)
+                parts = list(frame)
+                if loan is not None:
+                    parts.insert(0, self._send_descriptors(loan, deadline))
+                self._send_parts(parts, deadline)
             except TimeoutError:
                 raise ChannelTimeoutError("what was sent was not taken in time") from None
             except OSError as error:
                 raise ChannelClosedError(f"the other end is gone ({error})") from None
+
+    def _send_descriptors(self, loan: Loan, deadline: float | None) -> memoryview:
+        """Send the memory of a block that the other end does not have; what is left of its head."""
+        head = memoryview(loan.head)
+        if loan.memory is None or loan.number in self._lent:
+            return head
+        self._lent.add(loan.number)
+        self._set_timeout(deadline)
+        return head[socket.send_fds(self._socket, [head], loan.memory.descriptors) :]
 
     def _send_parts(self, parts: list[memoryview], deadline: float | None) -> None:
         if not hasattr(self._socket, "sendmsg"):  # Windows
@@ -173,21 +201,55 @@ class Channel:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            sizes, data = self._read_head(deadline)
-            storages = []
-            for nbytes in sizes:
-                storages.append(_allocate(nbytes))
-                if nbytes:
-                    self._read_into(raw_bytes(storages[-1]), deadline)
+            head, descriptor = self._read_first(deadline)
+            if head[:4] != BLOCK_MAGIC:
+                storages, data = self._read_rest(head, deadline)
+            else:
+                head += self._read(BLOCK.size - len(head), deadline)
+                _, number, oldest, num_cells, use = BLOCK.unpack(head)
+                self.borrower.forget_before(oldest)
+                head = self._read(HEADER.size, deadline)
+                if number:
+                    sizes, data = self._read_head(head, deadline)
+                    storages = self.borrower.take(number, num_cells, use, sizes, descriptor)
+                    descriptor = None
+                else:
+                    storages, data = self._read_rest(head, deadline)
+            if descriptor is not None:
+                os.close(descriptor)
+                raise ChannelDataError("the other end sent something that is no frame")
         except TimeoutError:
             raise ChannelTimeoutError("no answer came in time") from None
         except OSError as error:
             raise ChannelClosedError(f"the other end is gone ({error})") from None
         return Reader(data, storages).read_whole()
 
-    def _read_head(self, deadline: float | None) -> tuple[list[int], bytearray]:
+    def _read_first(self, deadline: float | None) -> tuple[bytearray, int | None]:
+        """As much as a header has, and a descriptor if one came with it."""
+        if not hasattr(socket, "recv_fds"):
+            return self._read(HEADER.size, deadline), None
+        self._set_timeout(deadline)
+        data, descriptors, *_ = socket.recv_fds(self._socket, HEADER.size, 1)
+        if not data:
+            raise ChannelClosedError("the other end is gone (end of stream)")
+        head = bytearray(data)
+        return head + self._read(HEADER.size - len(head), deadline), next(iter(descriptors), None)
+
+    def _read_rest(
+        self, head: bytearray, deadline: float | None
+    ) -> tuple[list[torch.Tensor], bytearray]:
+        """The bytes of a frame's tensors, and its plain data."""
+        sizes, data = self._read_head(head, deadline)
+        storages = []
+        for nbytes in sizes:
+            storages.append(_allocate(nbytes))
+            if nbytes:
+                self._read_into(raw_bytes(storages[-1]), deadline)
+        return storages, data
+
+    def _read_head(self, head: bytearray, deadline: float | None) -> tuple[list[int], bytearray]:
         """The sizes of a frame's tensors, and its plain data."""
-        magic, num_tensors, size = HEADER.unpack(self._read(HEADER.size, deadline))
+        magic, num_tensors, size = HEADER.unpack(head)
         if magic != MAGIC or num_tensors > MAX_TENSORS or size > MAX_PLAIN:
             raise ChannelDataError("the other end sent something that is no frame")
         numbers = self._read(num_tensors * SIZE.size, deadline)
@@ -235,10 +297,30 @@ def encode_frame(value: Any) -> list[memoryview]:
     Raises:
         NotPlainError: it has a part that is neither plain data nor a tensor.
     """
+    first, tensors = _encode(value)
+    return [first, *(raw_bytes(tensor) for tensor in tensors if tensor.nbytes)]
+
+
+def lend_frame(
+    value: Any, lender: Lender, cells: Collection[int]
+) -> tuple[list[memoryview], Loan | None]:
+    """The same for the receivers `cells` of `lender`, with large tensors in memory that they share.
+
+    Raises:
+        NotPlainError: it has a part that is neither plain data nor a tensor.
+    """
+    first, tensors = _encode(value)
+    loan = lender.lend(tensors, cells)
+    if loan is not None and loan.number:
+        return [first], loan
+    return [first, *(raw_bytes(tensor) for tensor in tensors if tensor.nbytes)], loan
+
+
+def _encode(value: Any) -> tuple[memoryview, list[torch.Tensor]]:
+    """All of a frame but the bytes of its tensors, and these."""
     writer = Writer()
     writer.write(value)
     head = HEADER.pack(MAGIC, len(writer.beside), len(writer.data))
     head += b"".join(SIZE.pack(tensor.nbytes) for tensor in writer.beside)
     # Small parts travel together: every send of its own costs the receiver a wake-up.
-    first = memoryview(head + writer.data)
-    return [first, *(raw_bytes(tensor) for tensor in writer.beside if tensor.nbytes)]
+    return memoryview(head + writer.data), writer.beside

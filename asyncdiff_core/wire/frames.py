@@ -14,6 +14,11 @@ from .plain import Writer
 HEADER = struct.Struct("<4sIQ")  # magic, number of tensors, bytes of plain data
 SIZE = struct.Struct("<Q")  # bytes of a tensor
 MAGIC = b"ADC2"
+# Before the header of a frame whose tensors lie in a block of shared memory (blocks.py) in place of
+# following it: the block's number, or 0; the oldest block that is in use; how many receivers it
+# has; and how often it was used.
+BLOCK = struct.Struct("<4sIIIQ")
+BLOCK_MAGIC = b"ADB1"
 
 # Beyond these a header is not one of ours.
 MAX_TENSORS = 2**20

@@ -21,7 +21,8 @@ from ..errors import (
     WorkerRefusedError,
     WorkersGoneError,
 )
-from ..wire.channel import encode_frame
+from ..wire.blocks import Lender
+from ..wire.channel import lend_frame
 from ..wire.requests import Beat, Failed, Failure, to_wire
 from .process import WorkerProcess
 
@@ -61,12 +62,15 @@ class Exchange:
         self._poll = poll
         self._on_break = on_break
         self._selector = selectors.DefaultSelector()
+        self._cells: dict[WorkerProcess, int] = {}  # the number of each among receivers
+        self._lender: Lender | None = None  # once all workers are there
         self._ticket = 0
         self._awaited: dict[int, int] = {}  # how many workers have yet to answer a request
         self._answers: dict[tuple[WorkerProcess, int], Any] = {}
 
     def add(self, process: WorkerProcess) -> None:
         """Watch one more worker."""
+        self._cells[process] = len(self._cells)
         self.processes.append(process)
         self._selector.register(process.channel, selectors.EVENT_READ, process)
 
@@ -87,17 +91,22 @@ class Exchange:
         with self.lock:
             self._ticket += 1
             ticket = self._ticket
-            frames: dict[int, Sequence[memoryview]] = {}
             requests = list(requests)
-            for _, request in requests:
-                if id(request) not in frames:
-                    frames[id(request)] = encode_frame(to_wire(request, ticket))
+            receivers: dict[int, list[int]] = {}
+            for process, request in requests:
+                receivers.setdefault(id(request), []).append(self._cells[process])
+            lender = self._lender = self._lender or Lender(len(self._cells))
+            frames = {
+                id(request): lend_frame(to_wire(request, ticket), lender, receivers[id(request)])
+                for request in {id(request): request for _, request in requests}.values()
+            }
             self._awaited[ticket] = len(requests)
             with self.breaks():
                 now = time.monotonic()
                 for process, request in requests:
                     process.asked(now)
-                    process.send_frame(frames[id(request)], self._timeout)
+                    frame, loan = frames[id(request)]
+                    process.send_frame(frame, self._timeout, loan)
         return ticket
 
     def collect(
@@ -127,6 +136,12 @@ class Exchange:
                     self._receive(POLL_SECONDS)
                     self._look_for_hangs(missing, patience)
                 self._poll()
+
+    def forget_blocks(self) -> None:
+        """A sampling run has ended: the next request tells workers to give shared memory back."""
+        with self.lock:
+            if self._lender is not None:
+                self._lender.forget()
 
     def num_answers(self, ticket: int) -> int:
         """How many answers to the request `ticket` have come and were not collected yet."""

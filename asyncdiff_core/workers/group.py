@@ -345,6 +345,7 @@ class WorkerGroup(Evaluator):
             report.refused_stride = self._lanes.refused_stride
             report.drafts = self._lanes.num_drafts
         super().end_run()
+        self.members.exchange.forget_blocks()
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
         if workers_took_part and not wait and not self.broken:

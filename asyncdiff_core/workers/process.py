@@ -27,6 +27,7 @@ from ..errors import (
     WorkerTimeoutError,
 )
 from ..log import get_logger, last_line
+from ..wire.blocks import Loan
 from ..wire.channel import Channel
 from ..wire.requests import Activity, Beat, Ready, RunEnded, from_wire, to_wire
 from .bootstrap import HOST, SHARED
@@ -208,11 +209,13 @@ class WorkerProcess:
         with _named(self):
             self.channel.send(to_wire(request, ticket), timeout)
 
-    def send_frame(self, frame: Sequence[memoryview], timeout: float) -> None:
+    def send_frame(
+        self, frame: Sequence[memoryview], timeout: float, loan: Loan | None = None
+    ) -> None:
         """Send a request that is encoded already."""
         with _named(self):
-            self.channel.send_frame(frame, timeout)
-        self.bytes_sent += sum(len(part) for part in frame)
+            self.channel.send_frame(frame, timeout, loan)
+        self.bytes_sent += sum(len(part) for part in frame) + (loan.nbytes if loan else 0)
 
     def receive(self, timeout: float) -> tuple[Any, int]:
         """The next answer or beat, which must have begun to arrive, and its ticket."""

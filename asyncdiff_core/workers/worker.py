@@ -42,6 +42,7 @@ from ..links.transport import Transport
 from ..log import get_logger
 from ..reports.report import Span
 from ..wire import requests
+from ..wire.blocks import Lender
 from ..wire.channel import Channel
 from ..wire.inputs import InputDecoder
 from ..wire.requests import from_wire, to_wire
@@ -273,6 +274,8 @@ class Worker:
         self._model.forget_kept()
         if self._load.stage:
             self._model.staged.forget_scratch()
+        if self._channel.lender is not None:
+            self._channel.lender.forget()
         self._engine.finish()
         spans = [dataclasses.astuple(self._span(part)) for part in self._parts]
         self._parts.clear()
@@ -293,6 +296,7 @@ def serve(channel: Channel, host: Host, peers: Mapping[int, Peer]) -> None:
     """
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     config, ticket = from_wire(channel.receive())
+    channel.borrower.cell, channel.lender = config.rank, Lender(1)
 
     def read() -> None:
         is_told = False

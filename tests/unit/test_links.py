@@ -26,10 +26,11 @@ from asyncdiff_core.links.link import Receiver, Sender
 from asyncdiff_core.links.over_socket import SocketReceiver, SocketSender
 from asyncdiff_core.links.peers import Peer
 from asyncdiff_core.links.ring import NUM_COMING, RingReceiver, RingSender
-from asyncdiff_core.links.shared_memory import SharedMemory
 from asyncdiff_core.links.staging import StagedReceiver, StagedSender
 from asyncdiff_core.links.transport import Transport
 from asyncdiff_core.settings import Backend
+from asyncdiff_core.wire import shared_memory
+from asyncdiff_core.wire.shared_memory import SharedMemory
 
 CPU = torch.device("cpu")
 
@@ -269,6 +270,7 @@ def test_descriptors_are_not_kept() -> None:
 def test_a_file_without_memfd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As on macOS: the file has no name either."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(shared_memory, "_CAN_SEAL", False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sender, receiver = Pair("ring").link(64)
     fill(sender.slots[0], 7)

@@ -18,14 +18,27 @@ import tempfile
 import psutil
 import torch
 
+if sys.platform != "win32":
+    import fcntl
+else:
+    fcntl = None
+
+
+# What is sealed cannot be made smaller, which would end whoever reads what is then missing.
+_SEALS = ("F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_SEAL")
+_CAN_SEAL = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+
 
 class SharedMemory:
     """Flat memory, mapped in this process.
 
     Attributes:
+        is_sealed: nobody can make it smaller.
         bytes: the memory as a tensor, [nbytes] of uint8.
         name: by which the other process maps it on Windows; elsewhere "".
     """
+
+    is_sealed = _CAN_SEAL
 
     def __init__(self, mapping: mmap.mmap, name: str, descriptor: int | None) -> None:
         self.bytes = torch.frombuffer(mapping, dtype=torch.uint8)
@@ -52,26 +65,33 @@ class SharedMemory:
                 os.posix_fallocate(descriptor, 0, nbytes)
             else:
                 os.ftruncate(descriptor, nbytes)
+            if _CAN_SEAL:
+                seals = sum(getattr(fcntl, seal) for seal in _SEALS)
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
             return cls(mmap.mmap(descriptor, nbytes), "", descriptor)
         except BaseException:
             os.close(descriptor)
             raise
 
     @classmethod
-    def existing(cls, nbytes: int, name: str, descriptor: int | None) -> SharedMemory:
-        """What another process created. The descriptor is closed.
+    def existing(cls, nbytes: int | None, name: str, descriptor: int | None) -> SharedMemory:
+        """What another process created; all of it if `nbytes` is None. The descriptor is closed.
 
         Raises:
-            OSError: it cannot be mapped, or is smaller than `nbytes`.
+            OSError: it cannot be mapped, is smaller than `nbytes`, or can be made so.
         """
         if sys.platform == "win32":
-            return cls(mmap.mmap(-1, nbytes, tagname=name), name, None)
+            return cls(mmap.mmap(-1, nbytes or 0, tagname=name), name, None)
         if descriptor is None:
             raise OSError("shared memory was told of and did not come")
         try:
+            has = os.fstat(descriptor).st_size
+            nbytes = has if nbytes is None else nbytes
             # Of a file that is too small pages would be missing.
-            if os.fstat(descriptor).st_size < nbytes:
+            if has < nbytes:
                 raise OSError(f"shared memory has less than {nbytes} bytes")
+            if _CAN_SEAL and not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                raise OSError("shared memory can be made smaller")
             return cls(mmap.mmap(descriptor, nbytes), "", None)
         finally:
             os.close(descriptor)
@@ -91,6 +111,6 @@ class SharedMemory:
 def _file() -> int:
     """The descriptor of an empty file without a name."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("asyncdiff", os.MFD_CLOEXEC)
+        return os.memfd_create("asyncdiff", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
