@@ -20,6 +20,7 @@ from .frames import BLOCK, BLOCK_MAGIC
 from .shared_memory import SharedMemory
 
 MIN_BYTES = 32 * 2**10  # what is less crosses the socket as fast
+MAX_BYTES = 512 * 2**20  # weights, which come once, are not worth memory that stays
 MAX_BLOCKS = 3  # one is written, one is read, and one more for a receiver that is late
 ALIGNMENT = 64
 _CELL_BYTES = 8
@@ -99,7 +100,7 @@ class Lender:
             self._has_news = True
 
     def _free_block(self, nbytes: int) -> _Block | None:
-        if not self._can_lend:
+        if not self._can_lend or nbytes > MAX_BYTES:
             return None
         need = self._data + nbytes
         free = [block for block in self._blocks if self._is_free(block)]
@@ -111,7 +112,7 @@ class Lender:
                 return None
             self._blocks.remove(free[0])
         try:
-            memory = SharedMemory.create(1 << (need - 1).bit_length())
+            memory = SharedMemory.create(_rounded(need))
         except OSError:
             self._can_lend = False  # a sandbox, or no memory: sockets need none
             return None
@@ -177,6 +178,12 @@ class Borrower:
 
 def _cells(memory: SharedMemory, number: int) -> torch.Tensor:
     return memory.bytes[: number * _CELL_BYTES].view(torch.int64)
+
+
+def _rounded(nbytes: int) -> int:
+    """A size for a block that serves somewhat larger frames too."""
+    step = 1 << max(16, nbytes.bit_length() - 4)
+    return -(-nbytes // step) * step
 
 
 def _aligned(nbytes: int) -> int:

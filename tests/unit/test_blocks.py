@@ -125,6 +125,19 @@ def test_larger_ones_get_larger_blocks(pair: Pair) -> None:
     assert max(pair.held()) <= MAX_BLOCKS
 
 
+def test_what_is_too_large_crosses_the_socket(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MAX_BYTES", 100_000)
+    assert pair.send(large(1, 20_000), 0) > 0
+    assert torch.equal(pair.receive(0), large(1, 20_000))
+    assert pair.send(large(1, 30_000), 0) == 0
+    assert torch.equal(pair.receive(0), large(1, 30_000))
+
+
+@pytest.mark.parametrize("nbytes", [1, 2**16, 2**16 + 1, 10**6, 107_000_001, 2**29])
+def test_a_block_is_hardly_larger_than_what_is_in_it(nbytes: int) -> None:
+    assert nbytes <= blocks._rounded(nbytes) <= 2**16 + nbytes * 1.13
+
+
 def test_blocks_are_given_back(pair: Pair) -> None:
     """At the end of a run; the next frame says so, whatever is in it."""
     for seed in range(3):
