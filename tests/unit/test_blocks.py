@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import socket
 import sys
@@ -148,6 +149,7 @@ def test_blocks_are_given_back(pair: Pair) -> None:
     pair.send("the run is over", 0, 1)
     assert [pair.receive(cell) for cell in (0, 1)] == ["the run is over"] * 2
     assert pair.held() == [0, 0]
+    gc.collect()
     assert "/memfd:asyncdiff" not in Path("/proc/self/maps").read_text()
     pair.send(large(9), 0, 1)
     assert torch.equal(pair.receive(1), large(9))
@@ -208,10 +210,11 @@ def test_memory_that_could_be_made_smaller(pair: Pair) -> None:
 
 def test_a_descriptor_that_nobody_asked_for(pair: Pair) -> None:
     raw = pair.ours[0]._socket
+    gc.collect()  # what other tests have left
     before = len(os.listdir("/proc/self/fd"))
     frame = b"".join(bytes(part) for part in encode_frame("hello"))
     with open(__file__) as file:
         socket.send_fds(raw, [frame], [file.fileno()])
     with pytest.raises(ChannelDataError, match="no frame"):
         pair.receive(0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
