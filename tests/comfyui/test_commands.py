@@ -33,6 +33,7 @@ RELIABILITY = "python -m benchmarks.reliability"
 # What each command gets to be short. OUT is an empty folder; DOCUMENT a copy of
 # docs/reliability.md in it; PORT a free one.
 SHORT = {
+    "doctor": "--devices cpu,cpu --out OUT/doctor.json --sabotage 1:slow",
     "python": "-c pass",
     "serve": "--quick-test-for-ci --port PORT",
     "python benchmarks/overhead.py": "--workers 2 --evaluations 10",
