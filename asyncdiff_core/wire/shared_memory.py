@@ -14,6 +14,7 @@ import os
 import secrets
 import sys
 import tempfile
+import weakref
 
 import psutil
 import torch
@@ -44,6 +45,8 @@ class SharedMemory:
         self.bytes = torch.frombuffer(mapping, dtype=torch.uint8)
         self.name = name
         self._descriptor = descriptor
+        if descriptor is not None:
+            self._close = weakref.finalize(self, os.close, descriptor)
 
     @classmethod
     def create(cls, nbytes: int) -> SharedMemory:
@@ -104,7 +107,7 @@ class SharedMemory:
     def given(self) -> None:
         """The other process has the descriptor."""
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            self._close()
             self._descriptor = None
 
 

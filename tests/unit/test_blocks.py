@@ -155,6 +155,21 @@ def test_blocks_are_given_back(pair: Pair) -> None:
     assert torch.equal(pair.receive(1), large(9))
 
 
+def test_runs_leave_no_descriptors(pair: Pair) -> None:
+    def run() -> int:
+        for seed in range(4):
+            pair.send(large(seed), 0, 1)
+            assert torch.equal(pair.receive(0), pair.receive(1))
+        pair.lender.forget()
+        pair.send("the run is over", 0, 1)
+        assert pair.receive(0) == pair.receive(1)
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    after_one = run()
+    assert [run() for _ in range(5)] == [after_one] * 5
+
+
 def test_no_memory_to_share(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(nbytes: int) -> SharedMemory:
         raise OSError(28, "No space left on device")
