@@ -217,7 +217,8 @@ def test_memory_that_could_be_made_smaller(pair: Pair) -> None:
     descriptor = os.memfd_create("asyncdiff", os.MFD_ALLOW_SEALING)
     os.ftruncate(descriptor, 2**20)
     assert "can be made smaller" in refused(pair, 7, 1, descriptor)
-    (own,) = SharedMemory.create(4096).descriptors
+    memory = SharedMemory.create(4096)
+    (own,) = memory.descriptors
     assert fcntl.fcntl(own, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
     with pytest.raises(OSError, match="not permitted"):
         os.ftruncate(own, 10)
