@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,8 +11,6 @@ import comfy.model_management
 from ...reports.progress import phase
 from ...workers.group import WorkerGroup
 from .history import executing_context
-
-LOOK = 0.05  # seconds after which it is found out anew how far a run is: nobody reads faster
 
 _preparing = threading.local()  # `text` and `group` of the run that this thread prepares
 
@@ -46,7 +43,6 @@ class RunText:
 
     def __init__(self) -> None:
         self._shown = ""
-        self._looked = 0.0  # when it was last found out what to say
 
     @contextmanager
     def prepares(self, group: WorkerGroup) -> Iterator[None]:
@@ -59,9 +55,7 @@ class RunText:
 
     def show_phase(self, group: WorkerGroup) -> None:
         """After an evaluation: say how far the run is."""
-        now = time.monotonic()
-        if group.report is not None and group.report.evaluations and now > self._looked + LOOK:
-            self._looked = now
+        if group.report is not None and group.report.evaluations:
             self.show(phase(group.report))
 
     def show(self, text: str) -> None:

@@ -25,7 +25,7 @@ from ...log import get_logger
 from ...planning.cuts import cut
 from ...planning.plan import ParallelPlan
 from ...planning.planner import choose
-from ...reports.progress import gain, phase
+from ...reports.progress import gain
 from ...workers.group import WorkerGroup
 from ..model.calls import ModelCall, Part, gather, scatter
 from ..model.replaced import changing_weights
@@ -142,7 +142,6 @@ class SamplingRun:
                     self._remote.source.name,
                 )
             record(report)
-            self._text.show(phase(report))  # which may have gone by too fast to be shown
             self._text.show(gain(report))
 
     def _may_try_again(self, error: WorkerError) -> bool:
