@@ -22,7 +22,7 @@ CASES = [
     ("control", "load"),
     ("link", "warm-up"),
     ("hang", "async"),
-    ("memory", "async"),
+    ("memory", "load"),
     ("garbage", "idle"),
     ("hang", "idle"),
 ]
