@@ -42,8 +42,13 @@ FILE = "tiny-sd15.safetensors"
 SIDE = 256
 
 # So that a limit on a worker's memory is felt in the next layer: by default the C library keeps
-# what was freed, and asks the system for nothing new.
-ENVIRONMENT = {"ASYNCDIFF_TIMEOUT": str(TIMEOUT), "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+# what was freed, and asks the system for nothing new. Where that refuses, it goes on with what it
+# has reserved for the other threads.
+ENVIRONMENT = {
+    "ASYNCDIFF_TIMEOUT": str(TIMEOUT),
+    "MALLOC_MMAP_THRESHOLD_": str(2**16),
+    "MALLOC_ARENA_MAX": "1",
+}
 
 _seeds = itertools.count(1000)
 

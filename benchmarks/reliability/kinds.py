@@ -14,7 +14,7 @@ from .descriptors import cut, write_into
 from .processes import WorkerSeen, is_alive, virtual_bytes
 
 SQUEEZE_SECONDS = 1.0
-LEFT_BYTES = 2**16
+LEFT_BYTES = 2**20
 
 
 class MissedError(Exception):

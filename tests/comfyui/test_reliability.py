@@ -22,7 +22,7 @@ CASES = [
     ("control", "load"),
     ("link", "warm-up"),
     ("hang", "async"),
-    ("memory", "load"),
+    ("memory", "async"),
     ("garbage", "idle"),
     ("hang", "idle"),
 ]
