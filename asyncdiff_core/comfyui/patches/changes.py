@@ -56,12 +56,9 @@ class Watch:
             for name, module in model.named_modules()
             if not (name in parts or name.startswith(prefixes))
         }
-        self._whole: Any = None  # the same, as `_is_unchanged` compares it
 
     def changes(self) -> list[str]:
         """Names of what was replaced since."""
-        if self._is_unchanged():
-            return []
         found: list[str] = []
         for name, (module, kind, before) in self._modules.items():
             if type(module) is not kind:
@@ -77,18 +74,8 @@ class Watch:
                     self.renew([name])
         return found
 
-    def _is_unchanged(self) -> bool:
-        """Whether nothing at all is another thing: one comparison of everything, since a model has
-        thousands of modules and this is asked in every evaluation."""
-        if self._whole is None:
-            modules, kinds, befores = zip(*self._modules.values(), strict=True)
-            self._whole = [vars(module) for module in modules], modules, kinds, [*befores]
-        nows, modules, kinds, befores = self._whole
-        return tuple(map(type, modules)) == kinds and _equal(nows, befores)
-
     def renew(self, names: Iterable[str]) -> None:
         """Take the modules `names` to be right as they are now."""
-        self._whole = None
         for name in names:
             module, _, _ = self._modules[name]
             self._modules[name] = module, type(module), _snapshot(module)
@@ -216,7 +203,7 @@ def _snapshot(module: torch.nn.Module) -> dict[str, Any]:
     return attributes
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
     try:
         return a == b  # in most cases of the same objects, so that this is all that is done
     except Exception:  # of tensors, whose comparison is no truth value
