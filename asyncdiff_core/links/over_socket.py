@@ -9,7 +9,7 @@ import torch
 
 from ..wire.channel import raw_bytes
 from .link import link_errors
-from .peers import Incoming, Peer
+from .peers import Arrivals, Incoming, Peer
 
 NUM_SLOTS = 2  # one is written while the other is on its way
 
@@ -39,25 +39,15 @@ class SocketSender:
         self._peer.end(self._link)
 
 
-class SocketReceiver:
+class SocketReceiver(Arrivals):
     """See link.Receiver."""
 
     def __init__(
         self, peer: Peer, incoming: Incoming, slots: list[torch.Tensor], num_kept: int
     ) -> None:
-        self._peer, self._incoming = peer, incoming
-        self._num_posted = 0
-        self.num_kept = num_kept
+        super().__init__(peer, incoming, num_kept)
         self.slots = slots
 
     def post(self, number: int) -> None:
         self._num_posted = number + 1
         self._incoming.buffers.put(raw_bytes(self.slots[number % len(self.slots)]))
-
-    def wait(self, number: int) -> None:
-        with link_errors(self._peer.rank):
-            self._incoming.ready.wait_for(number + 1)
-
-    def drain(self) -> None:
-        self.wait(self._num_posted - 1)
-        self._peer.forget(self._incoming.link)

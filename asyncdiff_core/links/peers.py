@@ -11,19 +11,19 @@ themselves.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LinkError
+from ..wire.descriptors import receive_with, send_with
+from .link import link_errors
 
 _HEADER = struct.Struct("<4sIIQ")  # magic, kind, link, number or bytes
 _MAGIC = b"ADL2"
@@ -82,6 +82,23 @@ class Incoming:
         """Nobody takes it."""
         if self.descriptor is not None:
             os.close(self.descriptor)
+
+
+class Arrivals:
+    """What a receiving end (link.Receiver) is, wherever its messages lie."""
+
+    def __init__(self, peer: Peer, incoming: Incoming, num_kept: int) -> None:
+        self._peer, self._incoming = peer, incoming
+        self._num_posted = 0
+        self.num_kept = num_kept
+
+    def wait(self, number: int) -> None:
+        with link_errors(self._peer.rank):
+            self._incoming.ready.wait_for(number + 1)
+
+    def drain(self) -> None:
+        self.wait(self._num_posted - 1)
+        self._peer.forget(self._incoming.link)
 
 
 class Peer:
@@ -178,8 +195,7 @@ class Peer:
         header = _HEADER.pack(_MAGIC, kind, link, number)
         with self._lock:
             if descriptors:
-                socket.send_fds(self._socket, [header[:1]], descriptors)
-                header = header[1:]
+                header = header[send_with(self._socket, header, descriptors) :]
             if data is None or len(data) < 2**16:
                 self._socket.sendall(header + (data or b""))
             else:
@@ -198,33 +214,28 @@ class Peer:
 
     def _read_one(self) -> None:
         header = memoryview(bytearray(_HEADER.size))
-        descriptors: list[int] = []
-        if hasattr(socket, "recv_fds"):
-            first, descriptors, *_ = socket.recv_fds(self._socket, 1, 1)
-            if not first:
-                raise OSError("its end was closed")
-            header[:1] = first
-            self._read(header[1:])
-        else:
-            self._read(header)
-        magic, kind, link, number = _HEADER.unpack(header)
-        known: dict[int, Callable[[int, int], None]] = {
-            _READY: self._is_ready,
-            _FREE: self._is_free,
-            _DATA: self._data,
-        }
+        count, descriptor = receive_with(self._socket, header)
         try:
-            if magic != _MAGIC or (kind != _OPEN and (descriptors or kind not in known)):
+            if not count:
+                raise OSError("its end was closed")
+            self._read(header[count:])
+            magic, kind, link, number = _HEADER.unpack(header)
+            if magic != _MAGIC or (descriptor is not None and kind != _OPEN):
                 raise LinkError(f"worker {self.rank} sent something that is no message of a link.")
-            if kind == _OPEN:
-                self._open(link, number, descriptors[0] if descriptors else None)
-                descriptors.clear()
+            if kind == _READY:
+                self._known(link).ready.rise(number)
+            elif kind == _FREE:
+                self._is_free(link, number)
+            elif kind == _DATA:
+                self._data(link, number)
+            elif kind == _OPEN:
+                self._open(link, number, descriptor)
+                descriptor = None
             else:
-                known[kind](link, number)
+                raise LinkError(f"worker {self.rank} sent something that is no message of a link.")
         finally:
-            for descriptor in descriptors:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _open(self, link: int, size: int, descriptor: int | None) -> None:
         if size > MAX_TOLD:
@@ -235,9 +246,6 @@ class Peer:
             raise LinkError(f"worker {self.rank} sent a description that is none.") from error
         self._incoming[link] = incoming = Incoming(link, told, descriptor)
         self._opened.put(incoming)
-
-    def _is_ready(self, link: int, number: int) -> None:
-        self._known(link).ready.rise(number)
 
     def _is_free(self, link: int, number: int) -> None:
         free = self._free.get(link)  # this end may have ended it meanwhile

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..wire.shared_memory import SharedMemory
 from .link import link_errors
-from .peers import Count, Incoming, Peer
+from .peers import Arrivals, Count, Incoming, Peer
 
 # Beside the messages that are kept: the one that comes, and one that comes early, so that no worker
 # waits for one that begins a round a little later.
@@ -42,15 +42,13 @@ class RingSender:
         self._peer.end(self._link)  # the other worker has the memory, too
 
 
-class RingReceiver:
+class RingReceiver(Arrivals):
     """See link.Receiver."""
 
     def __init__(
         self, peer: Peer, incoming: Incoming, memory: SharedMemory, num_slots: int, num_kept: int
     ) -> None:
-        self._peer, self._incoming = peer, incoming
-        self._num_posted = 0
-        self.num_kept = num_kept
+        super().__init__(peer, incoming, num_kept)
         self.slots = list(memory.bytes.chunk(num_slots))
 
     def post(self, number: int) -> None:
@@ -58,11 +56,3 @@ class RingReceiver:
         if number > self.num_kept:
             with link_errors(self._peer.rank):
                 self._peer.tell_free(self._incoming.link, number - self.num_kept)
-
-    def wait(self, number: int) -> None:
-        with link_errors(self._peer.rank):
-            self._incoming.ready.wait_for(number + 1)
-
-    def drain(self) -> None:
-        self.wait(self._num_posted - 1)
-        self._peer.forget(self._incoming.link)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -90,11 +91,11 @@ class Transport:
     """This worker's connection to all others.
 
     Args:
-        attempt: how many were made before, in all workers; links of those before are not taken for
-            one of this.
         peers: the other workers, by rank.
         engine: of this worker's device.
         rendezvous: a file by which workers on NCCL find each other.
+        attempt: how many were made before, in all workers; links of those before are not taken for
+            one of this.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class Transport:
         threading.Thread(target=test, name="tests links", daemon=True).start()
         try:
             return future.result(seconds)
-        except TimeoutError:
+        except FutureTimeoutError:  # which is TimeoutError from Python 3.11 on
             return f"no message within {seconds:.0f} s"
         except Exception as error:
             return text_of(error)

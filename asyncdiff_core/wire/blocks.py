@@ -9,19 +9,22 @@ where no block is free, or none can be had, tensors cross the socket itself.
 from __future__ import annotations
 
 import itertools
-import socket
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import ChannelDataError
+from .descriptors import CAN_SEND
 from .frames import BLOCK, BLOCK_MAGIC
 from .shared_memory import SharedMemory
+from .strides import flat_bytes
 
 MIN_BYTES = 32 * 2**10  # what is less crosses the socket as fast
 MAX_BYTES = 512 * 2**20  # weights, which come once, are not worth memory that stays
-MAX_BLOCKS = 3  # one is written, one is read, and one more for a receiver that is late
+# Beside one for each receiver, since each may get a frame of its own: one is written, and one is
+# not read yet by a receiver that is late.
+MORE_BLOCKS = 2
 ALIGNMENT = 64
 _CELL_BYTES = 8
 
@@ -31,12 +34,14 @@ class Loan:
     """The block of a frame; number 0: there is none.
 
     Attributes:
+        oldest: of the blocks that are in use.
         head: goes before the frame.
         memory: of the block, which receivers need that do not have it yet.
         nbytes: of the tensors in it.
     """
 
     number: int
+    oldest: int
     head: bytes
     memory: SharedMemory | None = None
     nbytes: int = 0
@@ -65,7 +70,7 @@ class Lender:
         self._oldest = 1  # what is older is not used any more
         self._has_news = False
         # Elsewhere memory may be made smaller behind its reader's back, which ends that.
-        self._can_lend = hasattr(socket, "send_fds") and SharedMemory.is_sealed
+        self._can_lend = CAN_SEND and SharedMemory.is_sealed
 
     def lend(self, tensors: Sequence[torch.Tensor], cells: Collection[int]) -> Loan | None:
         """Put the bytes of dense `tensors` into a block for the receivers `cells`.
@@ -79,8 +84,7 @@ class Lender:
             return self._loan(0, 0) if has_news else None
         offset = self._data
         for tensor in tensors:
-            flat = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
-            block.memory.bytes[offset : offset + tensor.nbytes].copy_(flat)
+            block.memory.bytes[offset : offset + tensor.nbytes].copy_(flat_bytes(tensor))
             offset += _aligned(tensor.nbytes)
         block.num_uses += 1
         block.readers = frozenset(cells)
@@ -90,13 +94,13 @@ class Lender:
         self, number: int, use: int, memory: SharedMemory | None = None, nbytes: int = 0
     ) -> Loan:
         head = BLOCK.pack(BLOCK_MAGIC, number, self._oldest, self._num_cells, use)
-        return Loan(number, head, memory, nbytes)
+        return Loan(number, self._oldest, head, memory, nbytes)
 
     def forget(self) -> None:
         """Give all blocks back; receivers do so with the next frame."""
         if self._blocks:
+            self._oldest = self._blocks[-1].number + 1
             self._blocks.clear()
-            self._oldest = next(self._numbers)
             self._has_news = True
 
     def _free_block(self, nbytes: int) -> _Block | None:
@@ -107,7 +111,7 @@ class Lender:
         fitting = [block for block in free if block.memory.bytes.numel() >= need]
         if fitting:
             return min(fitting, key=lambda block: block.memory.bytes.numel())
-        if len(self._blocks) >= MAX_BLOCKS:
+        if len(self._blocks) >= self._num_cells + MORE_BLOCKS:
             if not free:
                 return None
             self._blocks.remove(free[0])
@@ -141,39 +145,44 @@ class Borrower:
         for number in [number for number in self._blocks if number < oldest]:
             del self._blocks[number]
 
-    def take(
-        self, number: int, num_cells: int, use: int, sizes: Iterable[int], descriptor: int | None
-    ) -> list[torch.Tensor]:
-        """Copies of the tensors in a block, [bytes] of uint8 each.
+    def add(self, number: int, descriptor: int) -> None:
+        """The memory of block `number`. The descriptor is closed.
+
+        Raises:
+            ChannelDataError: it cannot be used.
+        """
+        try:
+            self._blocks[number] = SharedMemory.existing(None, "", descriptor)
+        except OSError as error:
+            raise ChannelDataError(f"memory that was shared cannot be used ({error})") from None
+
+    def take(self, number: int, num_cells: int, sizes: Iterable[int]) -> list[torch.Tensor]:
+        """The tensors in block `number`, [bytes] of uint8 each: the memory itself.
 
         Args:
             number: of the block.
             num_cells: how many receivers it has.
-            use: how often it was used.
             sizes: of the tensors.
-            descriptor: of the block, if it is new; it is closed.
 
         Raises:
             ChannelDataError: there is no such block, or less in it.
         """
-        if descriptor is not None:
-            try:
-                self._blocks[number] = SharedMemory.existing(None, "", descriptor)
-            except OSError as error:
-                raise ChannelDataError(f"memory that was shared cannot be used ({error})") from None
         memory = self._blocks.get(number)
         if memory is None:
             raise ChannelDataError("a frame names memory that was not shared")
+        if self.cell >= num_cells:
+            raise ChannelDataError("a frame names memory that is shared with others")
         offset, found = _aligned(num_cells * _CELL_BYTES), []
         for nbytes in sizes:
-            if offset + nbytes > memory.bytes.numel():
-                raise ChannelDataError("a frame names more shared memory than there is")
-            found.append(memory.bytes[offset : offset + nbytes].clone())
+            found.append(memory.bytes[offset : offset + nbytes])
             offset += _aligned(nbytes)
-        if not 0 <= self.cell < num_cells:
-            raise ChannelDataError("a frame names memory that is shared with others")
-        _cells(memory, num_cells)[self.cell] = use
+        if offset > memory.bytes.numel():
+            raise ChannelDataError("a frame names more shared memory than there is")
         return found
+
+    def is_done(self, number: int, num_cells: int, use: int) -> None:
+        """What the frame of use `use` has in block `number` is not read any more."""
+        _cells(self._blocks[number], num_cells)[self.cell] = use
 
 
 def _cells(memory: SharedMemory, number: int) -> torch.Tensor:

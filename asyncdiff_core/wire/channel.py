@@ -20,6 +20,7 @@ import torch
 from ..errors import ChannelClosedError, ChannelDataError, ChannelTimeoutError
 from . import strides
 from .blocks import Borrower, Lender, Loan
+from .descriptors import receive_with, send_with
 from .dtypes import DTYPES, NAMES
 from .frames import (
     BLOCK,
@@ -99,9 +100,7 @@ register(torch.Size, b"n", lambda w, v: w.write_all(b"n", v), lambda r: torch.Si
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a dense tensor on the CPU, in memory order; writing into them is allowed."""
-    # A single element may have any stride, and its bytes are wanted all the same.
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    array: Any = flat.view(torch.uint8).numpy()
+    array: Any = strides.flat_bytes(tensor).numpy()
     return memoryview(array)
 
 
@@ -172,9 +171,9 @@ class Channel:
         head = memoryview(loan.head)
         if loan.memory is None or loan.number in self._lent:
             return head
-        self._lent.add(loan.number)
+        self._lent = {number for number in self._lent if number >= loan.oldest} | {loan.number}
         self._set_timeout(deadline)
-        return head[socket.send_fds(self._socket, [head], loan.memory.descriptors) :]
+        return head[send_with(self._socket, head, loan.memory.descriptors) :]
 
     def _send_parts(self, parts: list[memoryview], deadline: float | None) -> None:
         if not hasattr(self._socket, "sendmsg"):  # Windows
@@ -201,51 +200,50 @@ class Channel:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            head, descriptor = self._read_first(deadline)
-            if head[:4] != BLOCK_MAGIC:
-                storages, data = self._read_rest(head, deadline)
-            else:
-                head += self._read(BLOCK.size - len(head), deadline)
-                _, number, oldest, num_cells, use = BLOCK.unpack(head)
-                self.borrower.forget_before(oldest)
-                head = self._read(HEADER.size, deadline)
-                if number:
-                    sizes, data = self._read_head(head, deadline)
-                    storages = self.borrower.take(number, num_cells, use, sizes, descriptor)
-                    descriptor = None
-                else:
-                    storages, data = self._read_rest(head, deadline)
-            if descriptor is not None:
-                os.close(descriptor)
-                raise ChannelDataError("the other end sent something that is no frame")
+            storages, data = self._read_frame(deadline)
         except TimeoutError:
             raise ChannelTimeoutError("no answer came in time") from None
         except OSError as error:
             raise ChannelClosedError(f"the other end is gone ({error})") from None
         return Reader(data, storages).read_whole()
 
-    def _read_first(self, deadline: float | None) -> tuple[bytearray, int | None]:
-        """As much as a header has, and a descriptor if one came with it."""
-        if not hasattr(socket, "recv_fds"):
-            return self._read(HEADER.size, deadline), None
+    def _read_frame(self, deadline: float | None) -> tuple[list[torch.Tensor], bytearray]:
+        """The bytes of the next frame's tensors, and its plain data."""
+        head = bytearray(HEADER.size)
         self._set_timeout(deadline)
-        data, descriptors, *_ = socket.recv_fds(self._socket, HEADER.size, 1)
-        if not data:
-            raise ChannelClosedError("the other end is gone (end of stream)")
-        head = bytearray(data)
-        return head + self._read(HEADER.size - len(head), deadline), next(iter(descriptors), None)
+        count, descriptor = receive_with(self._socket, memoryview(head))
+        with contextlib.ExitStack() as unless_taken:
+            if descriptor is not None:
+                unless_taken.callback(os.close, descriptor)
+            if not count:
+                raise ChannelClosedError("the other end is gone (end of stream)")
+            self._read_into(memoryview(head)[count:], deadline)
+            number = num_cells = use = 0
+            if head.startswith(BLOCK_MAGIC):
+                head += self._read(BLOCK.size - len(head), deadline)
+                _, number, oldest, num_cells, use = BLOCK.unpack(head)
+                self.borrower.forget_before(oldest)
+                head = self._read(HEADER.size, deadline)
+            sizes, data = self._read_head(head, deadline)
+            if descriptor is not None:
+                if not number:
+                    raise ChannelDataError("the other end sent something that is no frame")
+                unless_taken.pop_all()
+                self.borrower.add(number, descriptor)
+            if not number:
+                return [self._read_tensor(nbytes, deadline) for nbytes in sizes], data
+            parts = self.borrower.take(number, num_cells, sizes)
+            storages = [
+                _allocate(nbytes).copy_(part) for nbytes, part in zip(sizes, parts, strict=True)
+            ]
+            self.borrower.is_done(number, num_cells, use)
+            return storages, data
 
-    def _read_rest(
-        self, head: bytearray, deadline: float | None
-    ) -> tuple[list[torch.Tensor], bytearray]:
-        """The bytes of a frame's tensors, and its plain data."""
-        sizes, data = self._read_head(head, deadline)
-        storages = []
-        for nbytes in sizes:
-            storages.append(_allocate(nbytes))
-            if nbytes:
-                self._read_into(raw_bytes(storages[-1]), deadline)
-        return storages, data
+    def _read_tensor(self, nbytes: int, deadline: float | None) -> torch.Tensor:
+        storage = _allocate(nbytes)
+        if nbytes:
+            self._read_into(raw_bytes(storage), deadline)
+        return storage
 
     def _read_head(self, head: bytearray, deadline: float | None) -> tuple[list[int], bytearray]:
         """The sizes of a frame's tensors, and its plain data."""

@@ -17,7 +17,7 @@ MAGIC = b"ADC2"
 # Before the header of a frame whose tensors lie in a block of shared memory (blocks.py) in place of
 # following it: the block's number, or 0; the oldest block that is in use; how many receivers it
 # has; and how often it was used.
-BLOCK = struct.Struct("<4sIIIQ")
+BLOCK = struct.Struct("<4sIIIq")
 BLOCK_MAGIC = b"ADB1"
 
 # Beyond these a header is not one of ours.

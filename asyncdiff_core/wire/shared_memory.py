@@ -89,7 +89,7 @@ class SharedMemory:
             raise OSError("shared memory was told of and did not come")
         try:
             has = os.fstat(descriptor).st_size
-            nbytes = has if nbytes is None else nbytes
+            nbytes = max(1, has) if nbytes is None else nbytes
             # Of a file that is too small pages would be missing.
             if has < nbytes:
                 raise OSError(f"shared memory has less than {nbytes} bytes")

@@ -76,3 +76,9 @@ def with_strides(tensor: torch.Tensor, stride: Sequence[int], device: torch.devi
     target = each_once(copy)
     target.copy_(tensor[tuple(slice(size) for size in target.shape)])
     return copy
+
+
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a dense tensor in memory order, [bytes] of uint8; the same memory."""
+    # A single element may have any stride, and its bytes are wanted all the same.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)

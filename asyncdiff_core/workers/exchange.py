@@ -92,13 +92,14 @@ class Exchange:
             self._ticket += 1
             ticket = self._ticket
             requests = list(requests)
-            receivers: dict[int, list[int]] = {}
+            # Each request once, with the cells of all that get it.
+            receivers: dict[int, tuple[Any, list[int]]] = {}
             for process, request in requests:
-                receivers.setdefault(id(request), []).append(self._cells[process])
+                receivers.setdefault(id(request), (request, []))[1].append(self._cells[process])
             lender = self._lender = self._lender or Lender(len(self._cells))
             frames = {
-                id(request): lend_frame(to_wire(request, ticket), lender, receivers[id(request)])
-                for request in {id(request): request for _, request in requests}.values()
+                key: lend_frame(to_wire(request, ticket), lender, cells)
+                for key, (request, cells) in receivers.items()
             }
             self._awaited[ticket] = len(requests)
             with self.breaks():

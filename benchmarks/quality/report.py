@@ -16,7 +16,7 @@ import numpy as np
 
 from asyncdiff_core.algorithm.schedule import DEFAULT_WARM_UP
 
-from .settings import Setting, baselines, equal_time_steps
+from .settings import CACHES, Setting, baselines, equal_time_steps
 
 COLUMNS = (  # key, heading, format, whether more is better
     ("psnr", "PSNR (dB)", "{:.1f}", True),
@@ -136,7 +136,7 @@ def _plot_measure(axes: Any, results: Sequence[Result], key: str) -> None:
         label="fewer steps",
         lw=1,
     )
-    for cache, marker in (("EasyCache", "1"), ("LazyCache", "2")):
+    for cache, marker in zip(CACHES, "12", strict=True):
         found = [r for r in results if r.setting.cache == cache]
         if found:
             axes.plot(*points(found), marker=marker, color="gray", ls="--", label=cache, lw=1)

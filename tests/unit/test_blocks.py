@@ -16,7 +16,7 @@ import torch
 
 from asyncdiff_core.errors import ChannelDataError
 from asyncdiff_core.wire import blocks
-from asyncdiff_core.wire.blocks import MAX_BLOCKS, Lender
+from asyncdiff_core.wire.blocks import MORE_BLOCKS, Lender
 from asyncdiff_core.wire.channel import Channel, encode_frame, lend_frame
 from asyncdiff_core.wire.frames import BLOCK, BLOCK_MAGIC
 from asyncdiff_core.wire.shared_memory import SharedMemory
@@ -24,6 +24,7 @@ from asyncdiff_core.wire.shared_memory import SharedMemory
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux alone")
 
 SECONDS = 20.0
+MAX_BLOCKS = 2 + MORE_BLOCKS  # of two workers
 
 
 class Pair:
@@ -112,6 +113,16 @@ def test_who_did_not_get_a_frame_holds_nobody_up(pair: Pair) -> None:
     for seed in range(4 * MAX_BLOCKS):
         assert pair.send(large(seed), 0) > 0
         assert torch.equal(pair.receive(0), large(seed))
+
+
+def test_every_worker_may_get_a_frame_of_its_own() -> None:
+    """Four stages work for four steps: each gets the same residuals with another latent."""
+    pair = Pair(4)
+    for seed in range(4):
+        numbers = [pair.send(large(seed, 10_000 + cell), cell) for cell in range(4)]
+        assert 0 not in numbers and len(set(numbers)) == 4
+        for cell in range(4):
+            assert torch.equal(pair.receive(cell), large(seed, 10_000 + cell))
 
 
 def test_small_tensors_need_no_block(pair: Pair) -> None:
@@ -206,10 +217,44 @@ def test_less_memory_than_is_named(pair: Pair) -> None:
     assert "more shared memory than there is" in refused(pair, 7, 1, *memory.descriptors)
 
 
-@pytest.mark.parametrize("num_cells", [0, 2**31])
-def test_cells_that_cannot_be(pair: Pair, num_cells: int) -> None:
+@pytest.mark.parametrize(
+    ("num_cells", "text"),
+    [(0, "shared with others"), (2**17, "more shared memory"), (2**32 - 1, "more shared memory")],
+)
+def test_cells_that_cannot_be(pair: Pair, num_cells: int, text: str) -> None:
     memory = SharedMemory.create(2**20)
-    assert "shared memory" in refused(pair, 7, num_cells, *memory.descriptors) or num_cells == 0
+    assert text in refused(pair, 7, num_cells, *memory.descriptors)
+
+
+def test_cells_of_memory_of_an_odd_size(pair: Pair) -> None:
+    memory = SharedMemory.create(4097)
+    assert "more shared memory" in refused(pair, 7, 600, *memory.descriptors)
+
+
+def test_memory_without_any(pair: Pair) -> None:
+    descriptor = os.memfd_create("asyncdiff", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    assert "less than 1 bytes" in refused(pair, 7, 1, descriptor)
+
+
+def test_what_is_no_memory(pair: Pair) -> None:
+    reader, writer = os.pipe()
+    os.close(writer)
+    assert "memory that was shared cannot be used" in refused(pair, 7, 1, reader)
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_frame_that_breaks_off_leaves_no_descriptor(pair: Pair, number: int) -> None:
+    """Between its memory and its header there is what is no frame."""
+    gc.collect()
+    memory = SharedMemory.create(2**20)
+    before = len(os.listdir("/proc/self/fd"))
+    raw = pair.ours[0]._socket
+    socket.send_fds(raw, [BLOCK.pack(BLOCK_MAGIC, number, 1, 1, 1)], memory.descriptors)
+    raw.sendall(b"GET / HTTP/1.1\r\n")
+    with pytest.raises(ChannelDataError, match="no frame"):
+        pair.receive(0)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_memory_that_could_be_made_smaller(pair: Pair) -> None:
