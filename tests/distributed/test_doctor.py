@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.doctor.__main__ import Doctor
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -57,6 +59,14 @@ def test_one_worker_is_not(kind: str, code: int, texts: list[str]) -> None:
     assert done.returncode == code, done.stdout + done.stderr
     for text in texts:
         assert text in done.stdout
+
+
+def test_on_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Which gives no descriptors to a program: that is said, and is no trouble."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    patient = Doctor(("cpu", "cpu"), ("ring", "socket"))
+    patient._examine_links(tmp_path)
+    assert patient.troubles == [] and "not measured on Windows" in patient.remarks[0]
 
 
 def test_one_device() -> None:
