@@ -66,7 +66,7 @@ TOOLS = (  # the newest that Python 3.10 still gets
     "mypy==2.4.1",
 )
 # Where package and module have different names.
-MODULES = {"Pillow": "PIL", "scikit-image": "skimage"}
+MODULES = {"Pillow": "PIL", "scikit-image": "skimage", "nvidia-ml-py": "pynvml"}
 LABORATORY = ("scikit-image>=0.25", "torchmetrics>=1.8", "matplotlib>=3.10")
 # The environment, and beside it the archives that pip unpacks while it is being made.
 NEEDED_BYTES = 8 * 10**9

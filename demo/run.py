@@ -7,9 +7,10 @@ prompts that it was not trained with. Writes into DIR: `comparison.png`; the pic
 and a timeline of the workers of AsyncDiff's; and `report.json`.
 
 A real ComfyUI runs the workflow, through its HTTP API; `sampling` says how it is timed. A speed-up
-compares like with like: the stock run has the resources of one worker (on CPUs one thread). What
-stock ComfyUI does with the whole machine stands beside it, three times what a third of the steps
-takes. An AsyncDiff run with all steps synchronous must give the stock run's latent.
+compares like with like: the stock run has the resources of one worker: on CPUs one thread, and the
+settings of the C library's allocator that workers get. What stock ComfyUI does without these
+settings, and with the whole machine, stands beside it, three times what a third of the steps takes.
+An AsyncDiff run with all steps synchronous must give the stock run's latent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from asyncdiff_core.reports.timeline import (
     slowest_stage_busy_seconds,
     step_seconds_after_warm_up,
 )
+from asyncdiff_core.workers.process import ALLOCATOR
 from demo import pictures, shapes
 from demo.sampling import OTHERS, SHORT, Run, Sampled, fastest, run_sampler, sample
 from demo.shapes import checker
@@ -55,6 +57,7 @@ TABLE = (
     ("AsyncDiff with", "setting", "{}"),
     ("workers", "workers", "{}"),
     ("stock, 1 worker's share", "stock_seconds", "{:.1f} s"),
+    ("the same, C library as it is", "stock_default_allocator_seconds", "{:.1f} s"),
     ("stock, whole machine", "stock_whole_machine_seconds", "{:.1f} s"),
     ("AsyncDiff", "asyncdiff_seconds", "{:.1f} s"),
     ("speed-up", "speedup", "{:.2f}x"),
@@ -140,16 +143,22 @@ def demonstrate(comfyui: Path, out: Path, devices: Sequence[str]) -> None:
         args = ["--cache-lru", "50", *(["--cpu"] if on_cpu else [])]
         return ComfyServer(comfyui, out / "comfyui", args=args, env=env, more_packs=[shapes.PACK])
 
-    say("starting ComfyUI with the whole machine")
-    with comfyui_with({}) as server:
-        say("stock nodes")
-        run_sampler(server, graphs.resampled(workflow, **SHORT))
-        # A third of the steps: where something else runs as well, its threads wait for each other.
-        brief = [graphs.resampled(workflow, steps=STEPS // 3, **inputs) for inputs in OTHERS]
-        whole_machine = 3 * fastest([run_sampler(server, flow) for flow in brief]).seconds
+    def stock_seconds(env: dict[str, str]) -> float:
+        with comfyui_with(env) as server:
+            say("stock nodes")
+            run_sampler(server, graphs.resampled(workflow, **SHORT))
+            # A third of the steps: where something else runs as well, its threads wait for each
+            # other.
+            brief = [graphs.resampled(workflow, steps=STEPS // 3, **inputs) for inputs in OTHERS]
+            return 3 * fastest([run_sampler(server, flow) for flow in brief]).seconds
 
+    say("starting ComfyUI with the whole machine")
+    others = {"stock_whole_machine_seconds": stock_seconds({})}
     say("starting ComfyUI with one worker's share of the machine")
-    with comfyui_with(one_worker) as server:
+    others["stock_default_allocator_seconds"] = stock_seconds(one_worker)
+
+    say("starting it again, with a worker's allocator as well")
+    with comfyui_with({**ALLOCATOR, **one_worker}) as server:
         plans = [setting.plan(devices) for setting in SETTINGS]
         twins = [distributed(workflow, plan) for plan in plans]
         for setting, plan in zip(SETTINGS, plans, strict=True):
@@ -160,7 +169,7 @@ def demonstrate(comfyui: Path, out: Path, devices: Sequence[str]) -> None:
         exact = [run_sampler(server, graphs.resampled(twin, warm_up=STEPS)) for twin in twins]
     runs = [Distributed(*each) for each in zip(SETTINGS, plans, ours, exact, strict=True)]
 
-    results = [figures(run, stock, whole_machine, scenes) for run in runs]
+    results = [figures(run, stock, others, scenes) for run in runs]
     write(out, scenes, stock, runs, results)
     print(f"\n{table(results)}\n")
     for result in results:
@@ -184,7 +193,7 @@ def distributed(workflow: Workflow, plan: ParallelPlan) -> Workflow:
 
 
 def figures(
-    run: Distributed, stock: Sampled, whole_machine: float, scenes: Sequence[Scene]
+    run: Distributed, stock: Sampled, others: Mapping[str, float], scenes: Sequence[Scene]
 ) -> dict[str, Any]:
     """A run's entry in `report.json`."""
     ours, report = run.sampled, run.sampled.fastest.report
@@ -207,7 +216,7 @@ def figures(
         "cpu_count": num_cores(),
         "crowding": crowding(run.plan.devices),
         "stock_seconds": stock.fastest.seconds,
-        "stock_whole_machine_seconds": whole_machine,
+        **others,
         "asyncdiff_seconds": ours.fastest.seconds,
         "speedup": stock.fastest.seconds / ours.fastest.seconds,
         "ideal_speedup": predicted_speedup(run.plan, **workload, costs=costs),

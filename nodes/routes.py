@@ -18,8 +18,8 @@ from aiohttp import web
 from server import PromptServer
 
 from ..asyncdiff_core.comfyui.http_api import log_file, release, shown, status, without_folders
-from ..asyncdiff_core.comfyui.machine import describe_machine
 from ..asyncdiff_core.comfyui.run.history import last_runs, runs_of
+from ..asyncdiff_core.comfyui.run.machine import describe_machine
 from ..asyncdiff_core.errors import AsyncDiffError
 
 routes = PromptServer.instance.routes

@@ -139,6 +139,12 @@ function askMachine(api) {
   return machine;
 }
 
+/** What memory a device has, and how much of it is free. @param {Machine["devices"][0]} device */
+function memory({ memory_bytes: all, free_bytes: free }) {
+  if (!all) return "";
+  return `, ${bytes(all)}${free === null ? "" : `, ${bytes(free)} free`}`;
+}
+
 /**
  * @param {Machine} machine
  * @param {ComfyWidget} widget
@@ -162,8 +168,8 @@ function openMenu({ devices, auto }, widget, update) {
   }
   for (const device of devices) {
     const list = (isList ? [...now, device.name] : [device.name, device.name]).join(",");
-    const memory = device.memory_bytes ? `, ${bytes(device.memory_bytes)}` : "";
-    const content = `${isList ? "Add" : "Twice"} ${device.name} (${device.title}${memory})`;
+    const what = `${device.title}${memory(device)}`;
+    const content = `${isList ? "Add" : "Twice"} ${device.name} (${what})`;
     entries.push({ content, callback: () => set(list) });
   }
   if (isList && now.length > 1) {

@@ -16,12 +16,12 @@ from ..planning.plan import parse_devices
 from ..planning.planner import PlanRequest
 from . import fallback
 from .fallback import stay_local
-from .machine import available_devices
 from .model.layouts import has_layout, layout_of
 from .model.loading import Loader
 from .model.motion import sampling_of, with_motion
 from .model.skeleton import build_skeleton
 from .patcher import AsyncDiffModelPatcher
+from .run.machine import available_devices
 from .run.remote import RemoteModel
 
 log = get_logger()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 # By default glibc gives memory back to the kernel after almost every operation on activations, and
 # takes it anew, zeroed page by page, for the next. On the CPU that is a third of a stage's time,
 # and more where several workers do it at once.
-_ALLOCATOR = {
+ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # the most that glibc accepts
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
@@ -76,6 +76,7 @@ class Launch:
         arguments: ComfyUI's own command line, which its modules read in the worker too.
         cpu_arguments: the same for workers on the CPU.
         python: the interpreter.
+        hidden_gpus: those that this process does not see, by name: what makes CUDA see each.
     """
 
     python_path: tuple[str, ...]
@@ -83,11 +84,22 @@ class Launch:
     arguments: tuple[str, ...] = ()
     cpu_arguments: tuple[str, ...] = ()
     python: str = sys.executable
+    hidden_gpus: Mapping[str, str] = field(default_factory=dict)
 
 
-def device_environment(device: str, base: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The environment in which `device` is the only one to be seen, and its name there."""
+def device_environment(
+    device: str, base: Mapping[str, str], hidden_gpus: Mapping[str, str]
+) -> tuple[dict[str, str], str]:
+    """The environment in which `device` is the only one to be seen, and its name there.
+
+    Args:
+        device: as this process names it.
+        base: the environment of this process.
+        hidden_gpus: as of Launch.
+    """
     kind, _, index = device.partition(":")
+    if device in hidden_gpus:
+        return {"CUDA_VISIBLE_DEVICES": hidden_gpus[device]}, "cuda:0"
     if kind == "cuda":
         env = {}
         for variable in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
@@ -143,10 +155,10 @@ class WorkerProcess:
         self.name = name
         self.device = device
         self.log_file = log_file
-        device_env, self.local_device = device_environment(device, os.environ)
+        device_env, self.local_device = device_environment(device, os.environ, launch.hidden_gpus)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
         env = {
-            **_ALLOCATOR,
+            **ALLOCATOR,
             **_NCCL,
             **os.environ,
             **device_env,

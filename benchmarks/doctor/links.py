@@ -52,7 +52,7 @@ def measure(
     processes = []
     with socket_mesh(len(devices)) as mesh:
         for rank, device in enumerate(devices):
-            env, local = device_environment(device, os.environ)
+            env, local = device_environment(device, os.environ, {})
             numbers = [f"{other}:{sock.fileno()}" for other, sock in mesh[rank].items()]
             told = {
                 **{"rank": rank, "device": local, "backend": backend},

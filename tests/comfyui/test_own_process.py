@@ -39,3 +39,10 @@ def test_what_is_around_diffusion_models(comfyui_path: Path) -> None:
     held = run(FOLDER / "around_the_model.py", comfyui_path, REPO_ROOT, timeout=280)
     assert sum(name.startswith("around ") for name in held) > 60
     assert [name for name, value in held.items() if not value] == []
+
+
+def test_gpus_of_this_machine(comfyui_path: Path) -> None:
+    """ComfyUI's flags, Windows' one visible GPU, CUDA's order of GPUs."""
+    held = run(FOLDER / "machine.py", comfyui_path, REPO_ROOT, timeout=280)
+    assert len(held) == 14
+    assert [name for name, value in held.items() if not value] == []

@@ -183,7 +183,7 @@ def _reached(graph: Mapping[str, set[str]], start: str) -> set[str]:
 
 
 def read(source: str, package: str = "asyncdiff_core.comfyui") -> list[Import]:
-    known = dict.fromkeys(["asyncdiff_core.log", "asyncdiff_core.comfyui.machine", "nodes.routes"])
+    known = dict.fromkeys(["asyncdiff_core.log", "asyncdiff_core.comfyui.fallback", "nodes.routes"])
     return list(_imports(ast.parse(source), package.split("."), known))
 
 
@@ -192,8 +192,8 @@ def read(source: str, package: str = "asyncdiff_core.comfyui") -> list[Import]:
     [
         ("import torch.nn", "torch.nn"),
         ("from torch import nn", "torch"),
-        ("from . import machine", "asyncdiff_core.comfyui.machine"),
-        ("from .machine import devices", "asyncdiff_core.comfyui.machine"),
+        ("from . import fallback", "asyncdiff_core.comfyui.fallback"),
+        ("from .fallback import prepare", "asyncdiff_core.comfyui.fallback"),
         ("from ..log import get_logger", "asyncdiff_core.log"),
         ("from .. import log", "asyncdiff_core.log"),
         ("from ...nodes import routes", "nodes.routes"),

@@ -28,28 +28,38 @@ def test_a_worker_sees_one_gpu_and_calls_it_0(
     device: str, base: dict[str, str], visible: str
 ) -> None:
     """`device` counts among the GPUs that this process sees, not among all of the machine."""
-    env, local = device_environment(device, {"HOME": "/root", **base})
+    env, local = device_environment(device, {"HOME": "/root", **base}, {})
     assert local == "cuda:0"
     assert {k: v.strip() for k, v in env.items()} == {CUDA: visible}
 
 
+def test_a_gpu_that_this_process_does_not_see_is_seen_by_its_worker() -> None:
+    """ComfyUI on Windows hides all but one from itself."""
+    env, local = device_environment("cuda:1", {CUDA: "0"}, {"cuda:1": "GPU-5bf7"})
+    assert (env, local) == ({CUDA: "GPU-5bf7"}, "cuda:0")
+    assert device_environment("cuda:0", {CUDA: "0"}, {"cuda:1": "GPU-5bf7"}) == (
+        {CUDA: "0"},
+        "cuda:0",
+    )
+
+
 def test_the_same_for_rocm() -> None:
-    env, local = device_environment("cuda:1", {HIP: "4,6"})
+    env, local = device_environment("cuda:1", {HIP: "4,6"}, {})
     assert local == "cuda:0" and env[HIP] == "6"
 
 
 @pytest.mark.parametrize("base", [{}, {CUDA: "0,1"}, {HIP: "0"}])
 def test_a_cpu_worker_sees_no_gpu(base: dict[str, str]) -> None:
-    assert device_environment("cpu", base) == ({CUDA: "", HIP: ""}, "cpu")
+    assert device_environment("cpu", base, {}) == ({CUDA: "", HIP: ""}, "cpu")
 
 
 def test_other_devices_are_left_as_they_are() -> None:
-    assert device_environment("mps:0", {CUDA: "0"}) == ({}, "mps:0")
+    assert device_environment("mps:0", {CUDA: "0"}, {}) == ({}, "mps:0")
 
 
 def test_the_environment_of_this_process_is_not_changed() -> None:
     base = {CUDA: "2,3", HIP: "1"}
-    device_environment("cuda:0", base)
+    device_environment("cuda:0", base, {"cuda:1": "GPU-1"})
     assert base == {CUDA: "2,3", HIP: "1"}
 
 

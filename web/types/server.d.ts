@@ -108,6 +108,6 @@ export interface Released {
 
 /** `GET /asyncdiff/devices`. */
 export interface Machine {
-  devices: { name: string; title: string; memory_bytes: number }[];
+  devices: { name: string; title: string; memory_bytes: number; free_bytes: number | null }[];
   auto: string[];
 }

@@ -16,6 +16,7 @@ from ...workers.process import Launch
 from ..model.loading import Loader
 from ..model.replaced import COMFYUI_ROOT
 from ..patches import packs
+from .machine import hidden_gpus
 
 PACK_ROOT = Path(__file__).resolve().parents[3]
 
@@ -34,6 +35,7 @@ def launch() -> Launch:
         cwd=STARTED_IN if os.path.isdir(STARTED_IN) else str(COMFYUI_ROOT),
         arguments=tuple(sys.argv[1:]),
         cpu_arguments=_cpu_arguments(sys.argv[1:]),
+        hidden_gpus=hidden_gpus(),
     )
 
 
