@@ -111,7 +111,13 @@ class WorkerRefusedError(WorkerError, UnspreadableError):
 
 
 class WorkerOutOfMemoryError(WorkerError):
-    """A worker's device ran out of memory."""
+    """A worker's device ran out of memory.
+
+    Attributes:
+        device: that device; empty where it is not known.
+    """
+
+    device = ""
 
 
 # How Python, the C library, PyTorch and the loader of shared objects say it.

@@ -52,6 +52,28 @@ def folds() -> bool:
     return text == "1"
 
 
+def memory_limits() -> dict[str, int]:
+    """ASYNCDIFF_MEMORY: how many bytes of a device workers may use, for weights and activations.
+
+    Raises:
+        SettingError: it is no list such as ``cuda:0=10,cpu=4``, in GiB.
+    """
+    limits = {}
+    for part in filter(None, os.environ.get("ASYNCDIFF_MEMORY", "").split(",")):
+        device, _, text = part.partition("=")
+        try:
+            gib = float(text)
+        except ValueError:
+            gib = math.nan
+        if not (device.strip() and 0 <= gib < math.inf):
+            raise SettingError(
+                f"The environment variable ASYNCDIFF_MEMORY has {part!r} in it; set it to devices "
+                "and GiB, such as cuda:0=10,cuda:1=22.5, or not at all."
+            )
+        limits[device.strip()] = int(gib * 2**30)
+    return limits
+
+
 def _positive(name: str, default: float) -> float:
     text = os.environ.get(name)
     if text is None:

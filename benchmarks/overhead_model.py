@@ -48,8 +48,8 @@ class FreeStageModel:
     def can_import(self, module: str, root: str, file: str) -> bool:
         return False
 
-    def load(self, stage: Stage) -> tuple[int, int]:
-        return 0, 0
+    def load(self, stage: Stage, budget: int | None) -> tuple[int, int, int]:
+        return 0, 0, 0
 
     def verify(self) -> None:
         pass

@@ -122,7 +122,7 @@ def measure(steps: int, warm_up: int, repeats: int, plans: Sequence[Plan], num_l
             group = POOL.peek(model.remote.key)
             assert group is not None
             ideal = predicted_speedup(
-                plan, num_conds=2, steps=steps, num_sync=warm_up, costs=group.unit_costs
+                plan, num_conds=2, steps=steps, num_sync=warm_up, costs=group.planner.unit_costs
             )
             report = reports[name]
             step = step_seconds_after_warm_up(report)

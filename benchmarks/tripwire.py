@@ -48,7 +48,7 @@ def main() -> None:
         loader = Loader("comfy.sd:load_diffusion_model", (str(file), {}))
         stages = build(spec_of(build_skeleton(loader).model, loader), torch.device("cpu"))
         began = time.perf_counter()
-        owned, shared = stages.load(((0, options.depth),))
+        owned, shared, _ = stages.load(((0, options.depth),), None)
         load = time.perf_counter() - began
         model = stages.staged
         width = checkpoints.TEXT_WIDTH

@@ -199,7 +199,7 @@ class ToyStageModel:
     def can_import(self, module: str, root: str, file: str) -> bool:
         return False
 
-    def load(self, stage: Stage) -> tuple[int, int]:
+    def load(self, stage: Stage, budget: int | None) -> tuple[int, int, int]:
         self._pass_gate("loading")
         model = make_model(self._spec["model"])
         trunk = Trunk.of(model, model.layout)
@@ -212,7 +212,7 @@ class ToyStageModel:
             unit.forward = self._with_options(index, unit.forward)
         self.staged = StagedModel(model, trunk)
         weight_bytes = parameter_bytes(self._owned)
-        return weight_bytes, parameter_bytes([model]) - weight_bytes
+        return weight_bytes, parameter_bytes([model]) - weight_bytes, 0
 
     def verify(self) -> None:
         pass

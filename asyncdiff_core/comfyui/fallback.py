@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
 import comfy.sampler_helpers
 from comfy.patcher_extension import WrappersMP
 
@@ -20,6 +21,7 @@ from .run.node_text import show_on_node
 log = get_logger()
 
 KIND, KEY = WrappersMP.OUTER_SAMPLE, "asyncdiff"
+KEY_OF_LESS = "asyncdiff_memory"
 
 
 def stay_local(reason: Exception) -> None:
@@ -32,6 +34,40 @@ def prepare(patcher: Any) -> None:
     """Have `patcher`, whose `stock` is known, fall back on it."""
     others = patcher.wrappers.get(KIND, {})
     patcher.wrappers[KIND] = {KEY: [or_else_local], **others}
+
+
+def retry_with_less(patcher: Any) -> None:
+    """Have `patcher` sample once more with less memory where a worker's device runs out of it."""
+    patcher.wrappers.setdefault(KIND, {})[KEY_OF_LESS] = [or_else_with_less]
+
+
+def or_else_with_less(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """A wrapper of `KIND`: samples, and if a worker's device runs out of memory, once more by the
+    next plan, from the beginning.
+
+    Raises:
+        OOM_EXCEPTION: that plan needs too much as well, or there is none.
+    """
+    guider = executor.class_obj
+    remote = getattr(guider.model_patcher, "remote", None)
+    if remote is None:
+        return executor(*args, **kwargs)
+    conds = _copied(guider.conds)
+    try:
+        return executor(*args, **kwargs)
+    except comfy.model_management.OOM_EXCEPTION as error:
+        if not remote.shrink(error.__cause__):
+            raise
+        text = str(error)
+    log.warning("out of memory, once more by a plan that needs less: %s", text)
+    show_on_node("out of memory: once more by a plan that needs less")
+    guider.conds = conds
+    return executor(*args, **kwargs)
+
+
+def _copied(conds: Any) -> Any:
+    """The conds of a guider, which sampling changes."""
+    return {kind: [dict(cond) for cond in of_kind] for kind, of_kind in conds.items()}
 
 
 def or_else_local(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -47,7 +83,7 @@ def or_else_local(executor: Any, *args: Any, **kwargs: Any) -> Any:
     patcher = guider.model_patcher
     if getattr(patcher, "stock", None) is None:
         return executor(*args, **kwargs)
-    conds = {kind: [dict(cond) for cond in of_kind] for kind, of_kind in guider.conds.items()}
+    conds = _copied(guider.conds)
     try:
         return executor(*args, **kwargs)
     except UnspreadableError as error:

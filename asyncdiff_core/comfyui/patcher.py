@@ -21,6 +21,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ..algorithm.schedule import AUTO_WARM_UP, AsyncSchedule
 from ..errors import UnsupportedPatchError, few
 from ..workers.memory import give_memory_back
+from . import fallback
 from .model.absent import AbsentWeight
 from .model.calls import with_sampled
 from .model.layouts import host_parts_of
@@ -30,6 +31,7 @@ from .patches.code_patches import reporting_back, split_options
 from .patches.compilation import KEY, KIND, ROOT, compilation_of, elsewhere, here, keys_of
 from .patches.weight_hooks import HOOKS_MARK, strengths_of
 from .patches.weight_patches import MODEL_PREFIX, WeightChanges, unknown_kinds
+from .run import pressure
 from .run.remote import RemoteModel
 
 # Where a skeleton keeps those of its weights that have another shape now.
@@ -48,7 +50,6 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
     object_patches: dict[str, Any]
     stock: Any = None
     patches_uuid: uuid.UUID
-    _free_memory: float | None = None
 
     @classmethod
     def adopt(
@@ -65,17 +66,16 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         patcher.schedule = AsyncSchedule(AUTO_WARM_UP, prediction=True)
         patcher.parent = parent
         patcher.clone_base_uuid = parent.clone_base_uuid if parent else uuid.uuid4()
-        devices = remote.request.devices
-        here = devices.count(str(patcher.load_device))
-        patcher.size = max(1, remote.weight_bytes * here // len(devices))
         patcher.model.device = patcher.load_device
         preparing = patcher.wrappers.setdefault(controls.KIND, {})
         preparing[controls.KEY] = [controls.refuse_taking_weights]
         patcher.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})["asyncdiff"] = [_counted]
         patcher.wrappers.setdefault(WrappersMP.APPLY_MODEL, {})["asyncdiff"] = [with_sampled]
+        fallback.retry_with_less(patcher)
         wrappers = patcher.wrappers.get(KIND, {})
         if KEY in wrappers:
             wrappers[KEY] = [elsewhere(wrapper) for wrapper in wrappers[KEY]]
+        pressure.watch()
         adopted: AsyncDiffModelPatcher = patcher
         return adopted
 
@@ -112,7 +112,6 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         self._refuse_what_cannot_cross()
         self.remote.begin_to_watch()
         self.remote.require_unchanged()
-        self._free_memory = None
         self.remote.begin_run(
             self.schedule,
             WeightChanges(
@@ -136,16 +135,15 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
             self.remote.end_run(is_canceled)
 
     def get_free_memory(self, device: Any) -> float:
-        """Free memory as of the first question in this run.
+        """What there is for activations; ComfyUI decides by it whether conds share a batch.
 
-        ComfyUI decides by it whether cond and uncond share a batch. The answer must not change
-        within a run: stored activations belong to one batch make-up.
+        The answer must not change within a run, since stored activations belong to one batch
+        make-up, nor from run to run.
         """
         if self.remote.may_deal:
             return float("inf")  # replicas share one batch, so there must be one
-        if self._free_memory is None:
-            self._free_memory = super().get_free_memory(device)
-        return self._free_memory
+        remote = self.remote
+        return remote.room.for_activations(remote.request.devices, remote.weight_bytes)
 
     def _refuse_what_cannot_cross(self) -> None:
         model = self.model.diffusion_model
@@ -219,8 +217,17 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
 
     # Memory ----------------------------------------------------------------------------------
 
+    def model_patches_models(self) -> Any:
+        """As ever. ComfyUI asks before it makes room for this model by unloading others."""
+        pressure.note_others(self.load_device)
+        return super().model_patches_models()
+
+    def model_size(self) -> int:
+        """What the workers on ComfyUI's own device take there."""
+        return max(1, self.remote.bytes_on(str(self.load_device)))
+
     def loaded_size(self) -> int:
-        return self.size if self.remote.is_loaded() else 0
+        return self.model_size() if self.remote.is_loaded(str(self.load_device)) else 0
 
     def partially_load(self, device_to: Any, *args: Any, **kwargs: Any) -> int:
         """Put object patches in force here; workers load when the first evaluation comes."""
@@ -293,17 +300,18 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         self.remote.reshaped({*former, *before})
 
     def partially_unload(self, device_to: Any, memory_to_free: int = 0, *args: Any) -> int:
-        """Nothing: a stage is given back as a whole, by `detach`."""
-        return 0
+        """Give back what workers have on ComfyUI's own device; those on others keep theirs."""
+        return self.remote.unload(str(self.load_device))
 
     def detach(self, unpatch_all: bool = True) -> Any:
-        """Give the workers' memory back, if `unpatch_all`.
+        """Give back what workers have on ComfyUI's own device, if `unpatch_all`.
 
         ComfyUI passes False when one clone takes the place of another and when a clone is deleted.
+        Where it unloads all models, workers on other devices give theirs back too, see pressure.py.
         """
         model = super().detach(unpatch_all)
         if unpatch_all:
-            self.remote.unload()
+            self.remote.unload(str(self.load_device))
             give_memory_back()
         return model
 

@@ -27,7 +27,6 @@ from .model.loading import (  # noqa: E402
     QUANTISATION,
     Loader,
     absent,
-    as_loaded,
     as_meta,
     as_unquantised,
     deferred_weights,
@@ -35,6 +34,7 @@ from .model.loading import (  # noqa: E402
     load_chosen,
     require_loaded,
 )
+from .model.streaming import Streaming  # noqa: E402
 from .patches import packs, pickling  # noqa: E402
 from .patches.block_patches import with_every_unit_called  # noqa: E402
 from .patches.code_patches import (  # noqa: E402
@@ -79,6 +79,7 @@ class ComfyStageModel:
         self._replacements: dict[str | None, tuple[dict[str, Any], dict[str, Any]]] = {}
         self._patched: PatchedObjects | None = None
         self._stage: Stage = ()
+        self._streaming = Streaming(device, None)
         self._not_zero: set[str] = set()  # names of weights, as they were loaded
         self._compilation: Compilation | None = None
         self.staged: StagedModel
@@ -115,13 +116,13 @@ class ComfyStageModel:
         packs.add({root: file})
         return packs.can_import(module)
 
-    def load(self, stage: Stage) -> tuple[int, int]:
+    def load(self, stage: Stage, budget: int | None) -> tuple[int, int, int]:
         """Load the units of `stage` and the parts outside the trunk to the device."""
         self.unload()
+        streaming = Streaming(self._device, budget)
         trunk: Trunk | None = None
         held = frozenset(units_of(stage))
         not_zero: set[str] = set()
-        on_cpu = self._device.type == "cpu"
 
         def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
             nonlocal trunk
@@ -136,8 +137,7 @@ class ComfyStageModel:
             ) -> torch.Tensor | None:
                 if key.startswith(prefixes):
                     return None
-                # What goes to a GPU needs no second place in the host's memory.
-                value = as_loaded(tensor, like, copy=on_cpu)
+                value = streaming.value(model, key, tensor, like)
                 if not is_zero(value):  # as it is loaded: small numbers may be zeros of its type
                     not_zero.add(key)
                 return value
@@ -151,13 +151,14 @@ class ComfyStageModel:
         assert trunk is not None
         model = patcher.model.diffusion_model
         patcher.load_device = self._device
-        patcher.patch_model(device_to=self._device)
+        streaming.patch(patcher)
+        self._streaming = streaming
         self._patcher, self._stage, self._not_zero = patcher, stage, not_zero
         self._put_code_patches_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         self._patched = PatchedObjects(patcher.model, self.staged, stage)
         owned = parameter_bytes(trunk.units[index].module for index in held)
-        return owned, parameter_bytes([model]) - owned
+        return owned, parameter_bytes([model]) - owned, streaming.streamed_bytes(model)
 
     def verify(self) -> None:
         """See that no weight is all zeros that is not so in the file.
@@ -187,7 +188,7 @@ class ComfyStageModel:
 
     def patch(self, payload: Any) -> None:
         """Put the weight patches of `payload` in force, with ComfyUI's own code."""
-        put_in_force(self._patcher, payload, self._device)
+        put_in_force(self._patcher, payload, self._device, self._streaming)
 
     def compile(self, payload: Any) -> None:
         """Compile the stage, see compilation.py."""

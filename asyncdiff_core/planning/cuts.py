@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..algorithm.schedule import PREDICTED_FOLD
 from ..algorithm.stages import Range, Skips, Stage
@@ -28,17 +28,43 @@ def cut(
     Raises:
         PlanError: if there are fewer units than stages.
     """
-    contiguous = tuple((units,) for units in partition(costs, speeds))
+    stages = cut_within(costs, speeds, skips, predicts=predicts)
+    assert stages is not None  # nothing limits them
+    return stages
+
+
+def cut_within(
+    costs: Sequence[float],
+    speeds: Sequence[float],
+    skips: Skips = (),
+    *,
+    predicts: bool = False,
+    sizes: Sequence[int] = (),
+    limits: Sequence[float] = (),
+) -> tuple[Stage, ...] | None:
+    """The same of stages that have room for their units; None if there are no such ones.
+
+    Args:
+        costs: as for `cut`.
+        speeds: as for `cut`.
+        skips: as for `cut`.
+        predicts: as for `cut`.
+        sizes: bytes of each unit.
+        limits: how many bytes of units each stage has room for; nothing limits them if empty.
+    """
     skips = tuple(skips)
+    ranges = _partition(costs, speeds, sizes, limits)
+    contiguous = None if ranges is None else tuple((units,) for units in ranges)
     # Whether it is folded does not depend on `predicts`: that a stage is slower is worth it.
-    folded = fold(costs, speeds, skips) if skips else None
+    folded = fold(costs, speeds, skips, sizes=sizes, limits=limits) if skips else None
     if folded is None:
         return contiguous
-    limit = FOLD_TOLERANCE * slowest(contiguous, costs, speeds)
-    if slowest(folded, costs, speeds) > limit:
-        return contiguous
+    if contiguous is not None:
+        most = FOLD_TOLERANCE * slowest(contiguous, costs, speeds)
+        if slowest(folded, costs, speeds) > most:
+            return contiguous
     if predicts:
-        folded = fold(costs, speeds, skips, predicts=True)
+        folded = fold(costs, speeds, skips, predicts=True, sizes=sizes, limits=limits)
         assert folded is not None  # the same folds are possible
     return folded
 
@@ -79,13 +105,21 @@ def partition(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Range, .
     Raises:
         PlanError: if there are fewer units than stages.
     """
+    ranges = _partition(costs, speeds, (), ())
+    assert ranges is not None  # nothing limits them
+    return ranges
+
+
+def _partition(
+    costs: Sequence[float], speeds: Sequence[float], sizes: Sequence[int], limits: Sequence[float]
+) -> tuple[Range, ...] | None:
+    """`partition` within the limits of `cut_within`; None if there is none."""
     num_units, num_stages = len(costs), len(speeds)
     require_units(num_units, num_stages)
     if min(speeds) <= 0 or min(costs) < 0:
         raise ValueError(f"speeds must be positive and costs not negative: {speeds}, {costs}")
-    prefix = [0.0]
-    for cost in costs:
-        prefix.append(prefix[-1] + cost)
+    prefix = [0.0, *itertools.accumulate(costs)]
+    fits = _fits_in(sizes, limits)
 
     # best[k][j]: the slowest of the first k stages, when they hold the first j units, of which the
     # last stage begins at last[k][j].
@@ -97,8 +131,10 @@ def partition(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Range, .
         for j in range(k, num_units - (num_stages - k) + 1):
             for i in range(k - 1, j):
                 cost = max(best[k - 1][i], (prefix[j] - prefix[i]) / speeds[k - 1])
-                if cost < best[k][j]:
+                if cost < best[k][j] and fits(k - 1, (i, j)):
                     best[k][j], last[k][j] = cost, i
+    if best[num_stages][num_units] == infinity:
+        return None
     ranges = []
     stop = num_units
     for k in range(num_stages, 0, -1):
@@ -106,6 +142,14 @@ def partition(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Range, .
         ranges.append((start, stop))
         stop = start
     return tuple(reversed(ranges))
+
+
+def _fits_in(sizes: Sequence[int], limits: Sequence[float]) -> Callable[..., bool]:
+    """Whether stage k has room for the units of some ranges: a function of k and the ranges."""
+    if not limits:
+        return lambda k, *ranges: True
+    before = [0, *itertools.accumulate(sizes)]
+    return lambda k, *ranges: sum(before[b] - before[a] for a, b in ranges) <= limits[k]
 
 
 def require_units(num_units: int, num_stages: int) -> None:
@@ -127,6 +171,8 @@ def fold(
     skips: Sequence[tuple[int, int]],
     *,
     predicts: bool = False,
+    sizes: Sequence[int] = (),
+    limits: Sequence[float] = (),
 ) -> tuple[Stage, ...] | None:
     """Cut a U-shaped trunk into stages of which each lies around the one before.
 
@@ -140,9 +186,12 @@ def fold(
         speeds: of each stage's device, as for `partition`.
         skips: (source, consumer) units.
         predicts: stages work on predicted latents.
+        sizes: as for `cut_within`.
+        limits: as for `cut_within`.
 
     Returns:
-        The stages, or None if the skips do not lie within each other or are too few for so many.
+        The stages, or None if the skips do not lie within each other, are too few for so many, or
+        no stages have the room.
     """
     num_units = len(costs)
     nested = sorted(set(skips))
@@ -161,7 +210,8 @@ def fold(
     # The slowest of the stages around [start, stop), and the stages.
     best: dict[Range, tuple[float, tuple[Stage, ...]]] = {(0, num_units): (0.0, ())}
     ways_in = 2 if predicts and len(speeds) == PREDICTED_FOLD else 1
-    for speed in reversed(speeds[1:]):
+    fits = _fits_in(sizes, limits)
+    for k, speed in reversed(list(enumerate(speeds))[1:]):
         around, best = best, {}
         for start, stop in inner:
             found: tuple[float, tuple[Stage, ...]] | None = None
@@ -169,7 +219,8 @@ def fold(
                 if first < start and stop < last:
                     cost = ways_in * (prefix[start] - prefix[first]) + prefix[last] - prefix[stop]
                     so_far = max(so_far, cost / speed)
-                    if found is None or so_far < found[0]:
+                    is_better = found is None or so_far < found[0]
+                    if is_better and fits(k, (first, start), (stop, last)):
                         found = so_far, (((first, start), (stop, last)), *stages)
             if found is not None:
                 best[start, stop] = found
@@ -178,6 +229,9 @@ def fold(
     innermost = {
         units: max(so_far, (prefix[units[1]] - prefix[units[0]]) / speeds[0])
         for units, (so_far, _) in best.items()
+        if fits(0, units)
     }
+    if not innermost:
+        return None
     units = min(innermost, key=lambda units: innermost[units])
     return ((units,), *best[units][1])

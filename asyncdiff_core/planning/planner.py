@@ -9,13 +9,15 @@ plans are equally fast the one with more replicas is better.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from ..algorithm.stages import Skips
+from ..algorithm.stages import Skips, units_of
 from ..errors import PlanError
-from .cuts import cut, slowest
+from .cuts import slowest
+from .fitting import Cuts, Devices, TrunkCosts, fit, lacks, squeeze, weights_on
 from .plan import ParallelPlan, make_plan
 
 
@@ -58,17 +60,50 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan, and how much faster than one device it should be."""
+    """A plan with its cuts, and how much faster than one device it should be.
+
+    Attributes:
+        plan: how the model is spread.
+        cuts: the stages of each replica.
+        speedup: predicted; what streaming weights costs is not in it.
+        budgets: by rank, how many bytes of weights stay on the device of a worker that has more of
+            them; the others are streamed to it when they are used. Empty: all weights stay.
+        weights: how many bytes of them are on each device.
+        notes: what was passed over, and why.
+    """
 
     plan: ParallelPlan
+    cuts: Cuts
     speedup: float
+    budgets: Mapping[int, int] = field(default_factory=dict)
+    weights: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         plan = self.plan
-        return (
+        text = (
             f"{plan.replicas} replicas x {plan.stages} stages, stride {plan.stride}, on "
             f"{','.join(plan.devices)}: predicted speed-up {self.speedup:.2f}x"
         )
+        return "; ".join((text, *self.notes))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a sampling run evaluates.
+
+    Attributes:
+        num_conds: conds that each step evaluates: two with classifier-free guidance, else one.
+        steps: evaluations per cond.
+        num_sync: of these, the synchronous ones.
+        latents: of a cond, if each is evaluated by itself: in synchronous evaluations they pass the
+            stages one behind the other.
+    """
+
+    num_conds: int
+    steps: int
+    num_sync: int
+    latents: int = 0
 
 
 def predicted_speedup(
@@ -82,86 +117,160 @@ def predicted_speedup(
     predicts: bool = False,
     latents: int = 0,
 ) -> float:
-    """How much faster than one device `plan` is, with these unit costs and no other cost.
+    """How much faster than one device `plan` is on equal devices that have room for everything.
 
     Args:
         plan: how the model is spread.
-        num_conds: conds that each step evaluates: two with classifier-free guidance, else one.
-        steps: evaluations per cond.
-        num_sync: of these, the synchronous ones.
-        costs: what each unit costs.
+        num_conds: as of Workload.
+        steps: as of Workload.
+        num_sync: as of Workload.
+        costs: what each unit costs; nothing else costs anything.
         skips: as for `cuts.cut`.
         predicts: as for `cuts.cut`.
-        latents: of a cond, if each is evaluated by itself: in synchronous evaluations they pass the
-            stages one behind the other.
+        latents: as of Workload.
     """
-    num_sync = min(num_sync, steps)
-    speeds = [1.0] * plan.stages
-    stages = cut(costs, speeds, skips, predicts=predicts)
-    share = slowest(stages, costs, speeds, predicts=predicts) / (sum(costs) or 1.0)
+    trunk, devices = TrunkCosts(costs, skips, predicts, [0] * len(costs)), Devices()
+    cuts = fit(plan, trunk, devices)
+    assert cuts is not None  # there is room for everything
+    return _speedup(plan, cuts, trunk, devices, Workload(num_conds, steps, num_sync, latents))
+
+
+def _speedup(
+    plan: ParallelPlan, cuts: Cuts, trunk: TrunkCosts, devices: Devices, workload: Workload
+) -> float:
+    """How much faster than the fastest device alone, which would have room for everything."""
+    num_conds, steps = workload.num_conds, workload.steps
+    num_sync = min(workload.num_sync, steps)
     conds: float = math.ceil(num_conds / plan.replicas)
-    if latents and num_conds == 1:
-        conds = math.ceil(latents / plan.replicas) / latents  # replicas share the latents
-    passes = max(1, conds * latents)
-    sync = (1 + (passes - 1) * share) / passes
-    seconds = conds * (num_sync * sync + (steps - num_sync) * share / plan.stride)
-    return num_conds * steps / seconds
+    if workload.latents and num_conds == 1:
+        # Replicas share the latents.
+        conds = math.ceil(workload.latents / plan.replicas) / workload.latents
+    passes = max(1, conds * workload.latents)
+    total = sum(trunk.costs) or 1.0
+    longest = 0.0
+    for replica, stages in enumerate(cuts):
+        speeds = devices.speeds_of(plan, replica)
+        share = slowest(stages, trunk.costs, speeds, predicts=trunk.predicts) / total
+        whole = sum(
+            sum(trunk.costs[unit] for unit in units_of(stage)) / speed
+            for stage, speed in zip(stages, speeds, strict=True)
+        )
+        sync = ((whole / total or 1.0) + (passes - 1) * share) / passes
+        seconds = conds * (num_sync * sync + (steps - num_sync) * share / plan.stride)
+        longest = max(longest, seconds)
+    return num_conds * steps / longest
 
 
 def choose(
     request: PlanRequest,
+    workload: Workload,
+    trunk: TrunkCosts,
+    devices: Devices,
     *,
-    num_conds: int,
-    steps: int,
-    num_sync: int,
-    costs: Sequence[float],
-    skips: Skips = (),
-    predicts: bool = False,
-    latents: int = 0,
-    fits: Callable[[ParallelPlan], bool] = lambda plan: True,
+    may_stream: bool = True,
 ) -> Choice:
-    """The fastest plan that `request` allows.
+    """The fastest plan that `request` allows and that fits.
 
     Of equally fast ones, that with the most replicas that have something to do, and then that with
-    the most stages, which needs the least memory per device.
+    the most stages, which needs the least memory per device. If none fits, the one that lacks
+    least: weights that have no room stay in the host's memory, and are streamed.
 
     Args:
         request: what was asked for.
-        num_conds: conds that each step evaluates.
-        steps: evaluations per cond.
-        num_sync: of these, the synchronous ones.
-        costs: what each unit costs.
-        skips: as for `cuts.cut`.
-        predicts: as for `cuts.cut`.
-        latents: as for `predicted_speedup`.
-        fits: whether the weights of a plan fit the memory of its devices. If none does, the one
-            with the most stages is taken, which needs the least.
+        workload: what will be evaluated.
+        trunk: what its units cost.
+        devices: what is known of them.
+        may_stream: whether weights may stay in the host's memory.
 
     Raises:
-        PlanError: there are fewer units than stages.
+        PlanError: there are fewer units than stages, or no plan fits and weights may not be
+            streamed.
     """
-    plans = [p for p in request.candidates() if p.stages <= len(costs)] or request.candidates()[-1:]
-    plans = [plan for plan in plans if fits(plan)] or plans[-1:]
-    choices = [
-        Choice(
-            plan,
-            predicted_speedup(
-                plan,
-                num_conds=num_conds,
-                steps=steps,
-                num_sync=num_sync,
-                costs=costs,
-                skips=skips,
-                predicts=predicts,
-                latents=latents,
-            ),
-        )
-        for plan in plans
-    ]
+    plans = [p for p in request.candidates() if p.stages <= len(trunk.costs)]
+    plans = plans or list(request.candidates()[-1:])
+    choices, too_large = [], []
+    for plan in plans:
+        cuts = fit(plan, trunk, devices)
+        if cuts is None:
+            too_large.append(plan)
+        else:
+            speedup = _speedup(plan, cuts, trunk, devices, workload)
+            weights = weights_on(plan, cuts, trunk)
+            choices.append(Choice(plan, cuts, speedup, weights=weights))
+    if not choices:
+        return _squeezed(too_large, workload, trunk, devices, may_stream=may_stream)
 
     def merit(choice: Choice) -> tuple[float, int, int]:
         plan = choice.plan
-        work = num_conds if num_conds > 1 else max(1, latents)
+        work = workload.num_conds if workload.num_conds > 1 else max(1, workload.latents)
         return round(choice.speedup, 6), min(plan.replicas, work), plan.stages
 
-    return max(choices, key=merit)
+    best = max(choices, key=merit)
+    return dataclasses.replace(best, notes=_notes(too_large, trunk, devices))
+
+
+def _squeezed(
+    plans: Sequence[ParallelPlan],
+    workload: Workload,
+    trunk: TrunkCosts,
+    devices: Devices,
+    *,
+    may_stream: bool,
+) -> Choice:
+    """The plan, of those that do not fit, that lacks the least memory."""
+
+    def lacking(squeezed: tuple[ParallelPlan, Cuts]) -> tuple[int, int]:
+        plan, cuts = squeezed
+        return sum(lacks(plan, cuts, trunk, devices).values()), -plan.stages
+
+    plan, cuts = min(((plan, squeeze(plan, trunk, devices)) for plan in plans), key=lacking)
+    if not may_stream:
+        raise PlanError(_no_room(plan, cuts, trunk, devices))
+    rooms = devices.rooms(plan)
+    budgets, streamed, weights = {}, 0, weights_on(plan, cuts, trunk)
+    for place in plan.placements():
+        need = trunk.bytes_of(cuts[place.replica][place.stage])
+        room = rooms.get(place.rank, need)
+        if need > room:
+            budgets[place.rank] = max(0, room)
+            streamed += need - max(0, room)
+            weights[place.device] -= need - max(0, room)
+    speedup = _speedup(plan, cuts, trunk, devices, workload)
+    others = [other for other in plans if other != plan]
+    note = (
+        f"no plan fits, so {_gib(streamed)} of the weights stay in the host's memory and are "
+        "streamed in each evaluation, which is slow"
+    )
+    notes = *_notes(others, trunk, devices), note
+    return Choice(plan, cuts, speedup, budgets, weights, notes)
+
+
+def _notes(plans: Sequence[ParallelPlan], trunk: TrunkCosts, devices: Devices) -> tuple[str, ...]:
+    """Why these plans were passed over."""
+    return tuple(
+        f"{plan.replicas} replicas x {plan.stages} stages do not fit "
+        f"({_short(plan, squeeze(plan, trunk, devices), trunk, devices)})"
+        for plan in plans
+    )
+
+
+def _short(plan: ParallelPlan, cuts: Cuts, trunk: TrunkCosts, devices: Devices) -> str:
+    need = weights_on(plan, cuts, trunk)
+    return ", ".join(
+        f"{device} needs {_gib(need[device])} and has room for {_gib(devices.capacities[device])}"
+        for device in lacks(plan, cuts, trunk, devices)
+    )
+
+
+def _no_room(plan: ParallelPlan, cuts: Cuts, trunk: TrunkCosts, devices: Devices) -> str:
+    return (
+        f"The weights of this model fit no plan: with {plan.replicas} replicas x {plan.stages} "
+        f"stages {_short(plan, cuts, trunk, devices)}. Use smaller pictures or batches, which "
+        "leave more room for weights; or a file with fewer bytes per weight, as fp8 has; or let "
+        "weights that have no room stay in the host's memory, which ComfyUI does without "
+        "--highvram and --gpu-only."
+    )
+
+
+def _gib(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB"

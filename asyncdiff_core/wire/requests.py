@@ -89,7 +89,8 @@ class Load:
 
     `distance` is how many stages before the last one this one lies. `incoming` and `outgoing` are
     (rank, distance, units, whether the link is fresh) each, see stages.Link. `lead` is 0, or for an
-    extra copy of the last stage how many evaluations older the output is that it yields.
+    extra copy of the last stage how many evaluations older the output is that it yields. `budget`
+    is how many bytes of weights may stay on the device, where not all of them may.
     """
 
     stage: Units
@@ -97,11 +98,17 @@ class Load:
     incoming: tuple[LinkFields, ...] = ()
     outgoing: tuple[LinkFields, ...] = ()
     lead: Number = 0
+    budget: Number | None = None
 
 
 @dataclass(frozen=True)
 class Unload:
     """Give the memory of the weights back."""
+
+
+@dataclass(frozen=True)
+class MeasureMemory:
+    """Tell what is free on the device."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class EndRun:
-    """The sampling run is over: its lanes die."""
+    """The sampling run is over: its lanes die.
+
+    With `gives_back`, memory of the device that PyTorch keeps for the next run is given back.
+    """
+
+    gives_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,12 +198,27 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Answer to MeasureMemory: bytes that are free on the device, and that this worker has there.
+
+    A device that shares the host's memory has none of its own: both are 0.
+    """
+
+    free_bytes: Number
+    held_bytes: Number
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """Answer to Load: bytes of its units, of the parts outside the trunk, and of the process."""
+    """Answer to Load: bytes of its units, of the parts outside the trunk, and of the process.
+
+    `streamed_bytes`: how much of the first two is not on the device.
+    """
 
     weight_bytes: Number
     shared_bytes: Number
     resident_bytes: Number
+    streamed_bytes: Number = 0
 
 
 @dataclass(frozen=True)
@@ -262,8 +289,8 @@ _TYPES = {
     cls.__name__: cls
     for cls in (
         *(Configure, Connect, MeasureCosts, Import, Load, Unload, Patch, Compile, Keep, Evaluate),
-        *(EndRun, Stop),
-        *(Ready, Connected, Costs, Imported, Loaded, Done, Result, RunEnded, Beat, Failed),
+        *(EndRun, Stop, MeasureMemory),
+        *(Ready, Connected, Costs, Imported, Memory, Loaded, Done, Result, RunEnded, Beat, Failed),
     )
 }
 

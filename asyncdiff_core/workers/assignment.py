@@ -1,4 +1,4 @@
-"""Who does what in a group: the cuts for its workers, and what each of them loads and is sent.
+"""Who does what in a group: what each of its workers loads, and how fast its device is.
 
 Pure: it follows from the plan, the costs and what each worker has said of its device.
 """
@@ -7,51 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..algorithm.stages import Skips, Stage, links_between
-from ..planning.cuts import cut
-from ..planning.plan import ParallelPlan, Placement
+from ..algorithm.stages import Skips, links_between
+from ..planning.plan import Placement
+from ..planning.planner import Choice
 from ..wire import requests
 
-Cuts = tuple[tuple[Stage, ...], ...]  # the stages of each replica
 
-
-def cuts_for(
-    plan: ParallelPlan,
-    workers: Sequence[requests.Ready],
-    costs: Sequence[float],
-    skips: Skips,
-    *,
-    predicts: bool = False,
-) -> Cuts:
-    """The stages of each replica. A stage is as fast as the slowest worker that has it.
-
-    Args:
-        plan: the places of the workers.
-        workers: by rank.
-        costs: of each unit.
-        skips: by which the trunk may be folded.
-        predicts: stages work on predicted latents.
-    """
-    speeds = relative_speeds(workers)
-    cuts = []
-    for replica in range(plan.replicas):
-        slowest = [1.0] * plan.stages
-        for place, speed in zip(plan.placements(), speeds, strict=True):
-            if place.replica == replica:
-                slowest[place.stage] = min(slowest[place.stage], speed)
-        cuts.append(cut(costs, slowest, skips, predicts=predicts))
-    return tuple(cuts)
-
-
-def load_request(plan: ParallelPlan, place: Placement, cuts: Cuts, skips: Skips) -> requests.Load:
+def load_request(choice: Choice, place: Placement, skips: Skips) -> requests.Load:
     """What the worker at `place` is to load, and its links to others, by their ranks."""
+    plan = choice.plan
 
     def ranks(stage: int) -> list[int]:
         # One, or for the last one with a stride several.
         places = plan.placements()
         return [p.rank for p in places if (p.replica, p.stage) == (place.replica, stage)]
 
-    stages = cuts[place.replica]
+    stages = choice.cuts[place.replica]
     incoming, outgoing = [], []
     for link in links_between(stages, skips):
         # Copies of the last stage get what it gets, and send nothing.
@@ -63,7 +34,8 @@ def load_request(plan: ParallelPlan, place: Placement, cuts: Cuts, skips: Skips)
             outgoing += [(rank, distance, link.units, link.is_fresh) for rank in ranks(link.target)]
     distance = plan.stages - 1 - place.stage
     return requests.Load(
-        stages[place.stage], distance, tuple(incoming), tuple(outgoing), place.lead
+        *(stages[place.stage], distance, tuple(incoming), tuple(outgoing), place.lead),
+        budget=choice.budgets.get(place.rank),
     )
 
 

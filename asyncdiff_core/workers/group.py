@@ -10,19 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils import _pytree as pytree
-
 from ..algorithm.evaluator import Call, Evaluator, Output
 from ..algorithm.schedule import AsyncSchedule, Round, Work
 from ..algorithm.stages import Stage
 from ..log import get_logger
 from ..planning.plan import ParallelPlan
+from ..planning.planner import Choice, PlanRequest, Workload
 from ..reports.report import Evaluated, RunReport
 from ..settings import timeout_seconds
 from ..wire import requests
 from ..wire.inputs import InputEncoder, difference
-from .assignment import cuts_for
+from .group_planner import GroupPlanner
 from .holdings import Holdings
 from .members import LOAD_SECONDS, Member, Members
 from .memory import total_bytes
@@ -35,8 +33,6 @@ log = get_logger("group")
 # take no more than a few tiles of a picture do in any case.
 LANE_SHARE, MIN_LANES = 1 / 8, 16
 COMPILE_SECONDS = 600.0  # torch.compile of one unit, in the evaluation that needs it
-
-MAX_SHAPES = 64  # for which costs are kept
 
 _numbers = itertools.count(1)
 
@@ -57,6 +53,7 @@ class WorkerGroup(Evaluator):
             group stays usable: all workers still finish the same evaluations.
         before_load: called before workers read the files of the model; whatever it raises stops
             them.
+        host_device: that of the process that starts them, which needs it between runs.
     """
 
     def __init__(
@@ -69,18 +66,20 @@ class WorkerGroup(Evaluator):
         timeout: float | None = None,
         poll: Callable[[], None] = lambda: None,
         before_load: Callable[[], None] = lambda: None,
+        host_device: str = "",
     ) -> None:
         self.plan = plan
         self.stride = plan.stride
         self.source = source
+        self._host_device = host_device
         self.id = f"g{next(_numbers)}"
-        self.unit_costs: tuple[float, ...] = ()  # by which the stages were cut
         self.report: RunReport | None = None  # of the run that is going on
         self.cold = True  # no evaluation has been done yet
         self._timeout = timeout or timeout_seconds()
         self.members = Members(plan, source, launch, folder, self._timeout, poll)
         self.holdings = Holdings(self.members, source, before_load)
-        self._costs: dict[Any, tuple[float, ...]] = {}
+        self.planner = GroupPlanner(self.members, source)
+        self.choices: dict[Any, Choice] = {}  # that were made for this group, for its host to keep
         self._imports: dict[str, bool] = {}
         self._lane_bytes = 0  # of the largest lane of the run
         self._encoders: dict[int, InputEncoder] = {}
@@ -139,24 +138,31 @@ class WorkerGroup(Evaluator):
 
     # Weights ---------------------------------------------------------------------------------
 
-    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Have every worker hold its stage, cut for inputs of these shapes.
+    def prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], choice: Choice | None = None
+    ) -> None:
+        """Have every worker hold its stage for inputs of these shapes.
 
-        The cuts depend on the model, the plan, the shapes and the schedule alone, not on measured
-        times, so that the same workflow gives the same bits again.
+        Args:
+            args: of an evaluation.
+            kwargs: of an evaluation.
+            choice: of plan and cuts; by default the plan stays, and nothing is short of memory.
         """
-        predicts = self._lanes is not None and self._lanes.schedule.prediction
-        signature = _signature(args, kwargs), predicts
         # Nobody else may meet trouble, and end the group, meanwhile.
         with self.members.exchange.lock:
             self.members.require_whole()
-            if signature == self.holdings.signature:
-                return
-            self.unit_costs = self.costs(args, kwargs)
-            workers, skips = self.members.ready(), self.source.nested_skips
-            cuts = cuts_for(self.plan, workers, self.unit_costs, skips, predicts=predicts)
-            self.holdings.load(self.plan, cuts)
-            self.holdings.signature = signature
+            if choice is None:
+                same = self.plan
+                request = PlanRequest(same.devices, same.stages, same.replicas, same.stride)
+                work = Workload(1, 1, 0)
+                choice = self.planner.choose(request, work, args, kwargs, predicts=self.predicts)
+            self.set_plan(choice.plan)
+            self.holdings.load(choice)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether stages work on predicted latents in the run that has begun."""
+        return self._lanes is not None and self._lanes.schedule.prediction
 
     def set_plan(self, plan: ParallelPlan) -> None:
         """Give the workers other places, on the same devices. They load anew where they must.
@@ -167,7 +173,6 @@ class WorkerGroup(Evaluator):
             raise ValueError(f"the group has workers on {self.plan.devices}, not {plan.devices}")
         if plan != self.plan:
             self.plan, self.stride = plan, plan.stride
-            self.holdings.signature = None
             if self._lanes is not None:
                 self.begin_lanes(self._lanes.schedule)
             for member, placement in zip(self.members, plan.placements(), strict=True):
@@ -190,29 +195,22 @@ class WorkerGroup(Evaluator):
             [requests.Keep(key, payload(m.stage)) for m in self.members], LOAD_SECONDS
         )
 
-    def unload(self, *, unless_running: bool = False) -> bool:
-        """Have all workers give the memory of their weights back; whether they held any.
+    def unload(self, device: str | None = None, *, unless_running: bool = False) -> int:
+        """Have workers give the memory of their weights back; how many bytes they held.
 
         A sampling run that is going on can go on after `restore`. One that begins while this waits
         has done nothing yet, and loads again.
+
+        Args:
+            device: of workers on this one; None: of all.
+            unless_running: do nothing if a sampling run is going on.
         """
         with self.members.exchange.lock:
-            return not (unless_running and self.is_running) and self.holdings.unload()
+            return 0 if unless_running and self.is_running else self.holdings.unload(device)
 
     def restore(self) -> None:
         """Have all workers hold again what they gave back in the middle of a sampling run."""
-        self.holdings.restore(self.plan)
-
-    def costs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, ...]:
-        """What each unit costs for inputs of these shapes, see costs.py."""
-        self.wait_until_ready()
-        signature = _signature(args, kwargs)
-        if signature not in self._costs:
-            (answer,) = self.members.request([requests.MeasureCosts(args, kwargs)], LOAD_SECONDS)
-            while len(self._costs) >= MAX_SHAPES:
-                del self._costs[next(iter(self._costs))]
-            self._costs[signature] = tuple(answer.costs)
-        return self._costs[signature]
+        self.holdings.restore()
 
     def can_import(self, module: str, root: str, file: str) -> bool:
         """Whether workers can import a module of a node pack, see requests.Import."""
@@ -349,7 +347,7 @@ class WorkerGroup(Evaluator):
         workers_took_part = bool(self._encoders)
         self._encoders.clear()
         if workers_took_part and not wait and not self.broken:
-            self.members.tickets.add(self.members.post([requests.EndRun()] * len(self.members)))
+            self.members.tickets.add(self.members.post(self._end_requests()))
         self.members.abandon()
         if report is None or self.broken or not wait:
             return None
@@ -357,16 +355,13 @@ class WorkerGroup(Evaluator):
         report.plan = {**dataclasses.asdict(self.plan), "devices": list(self.plan.devices)}
         if not workers_took_part:
             return report  # they may not even be up
-        answers = self.members.request(
-            [requests.EndRun()] * len(self.members), self._timeout, poll=False
-        )
+        answers = self.members.request(self._end_requests(), self._timeout, poll=False)
         report.workers = [
             member.report(self.source, answer)
             for member, answer in zip(self.members, answers, strict=True)
         ]
         return report
 
-
-def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    leaves = pytree.tree_leaves((args, kwargs))
-    return tuple((x.shape, x.dtype) for x in leaves if isinstance(x, torch.Tensor))
+    def _end_requests(self) -> list[requests.EndRun]:
+        """What ends the run; workers on the host's own device leave it what they do not need."""
+        return [requests.EndRun(m.process.device == self._host_device) for m in self.members]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from ..algorithm.stages import Stage, units_of
 from ..log import get_logger
-from ..planning.plan import ParallelPlan
+from ..planning.planner import Choice
 from ..wire.requests import Compile, Patch, Unload
-from .assignment import Cuts, load_request
-from .members import LOAD_SECONDS, Members
+from .assignment import load_request
+from .members import LOAD_SECONDS, Member, Members
 from .source import ModelSource
 
 log = get_logger("group")
@@ -34,9 +33,6 @@ class Holdings:
     Args:
         before_load: called before workers read the files of the model; whatever it raises stops
             them.
-
-    Attributes:
-        signature: of the inputs that the stages were cut for.
     """
 
     def __init__(
@@ -45,123 +41,147 @@ class Holdings:
         self._members = members
         self._source = source
         self._before_load = before_load
-        self._given_back: Cuts = ()  # what they held when `unload` was called
-        self._forget()
-
-    def _forget(self) -> None:
-        self._cuts: Cuts = ()  # what they hold
-        self._load_going_on: tuple[Cuts, int] | None = None  # and its ticket
-        self.signature: Any = None
-        # A stage that was just loaded has no patches, and is not compiled.
-        self._in_force: dict[Setting, Any] = {"patches": None, "compilation": None}
-        for member in self._members:
-            member.forget()
+        # What they hold, or held before some of them gave it back.
+        self._choice: Choice | None = None
+        # A load that goes on: of what, its ticket, and who was asked.
+        self._going_on: tuple[Choice, int, list[Member]] | None = None
 
     # Stages ----------------------------------------------------------------------------------
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the first replica, in units, once they are loaded."""
-        return self._cuts[0] if self._cuts else ()
+        return self._choice.cuts[0] if self._choice and self.are_loaded else ()
 
     @property
     def are_loaded(self) -> bool:
         """Whether the workers hold their stages."""
-        return bool(self._cuts) and not self._members.broken
+        members = list(self._members)
+        return bool(members) and not self._members.broken and all(m.stage for m in members)
+
+    def are_on(self, device: str) -> bool:
+        """Whether a worker on this device holds its stage."""
+        return any(m.stage and m.process.device == device for m in self._members)
+
+    def bytes_on(self, device: str) -> int:
+        """What the weights take of this device."""
+        held = [m.loaded for m in self._members if m.stage and m.process.device == device]
+        return sum(one.weight_bytes + one.shared_bytes - one.streamed_bytes for one in held)
 
     @property
     def are_loading(self) -> bool:
         """Whether the workers are loading their stages."""
-        return self._load_going_on is not None
+        return self._going_on is not None
 
     @property
     def num_loaded(self) -> int:
         """How many workers are done with the load that is going on."""
-        going_on = self._load_going_on
-        return self._members.exchange.num_answers(going_on[1]) if going_on else 0
+        return self._members.exchange.num_answers(self._going_on[1]) if self._going_on else 0
 
-    def load(self, plan: ParallelPlan, cuts: Cuts) -> None:
-        """Have all workers hold their stages of `cuts`; nothing is done if they do."""
-        if cuts == self._cuts:
+    def load(self, choice: Choice) -> None:
+        """Have all workers hold their stages; those that do already are not asked."""
+        is_same = _what(choice) == _what(self._choice)
+        asked = [member for member in self._members if not (is_same and member.stage)]
+        if not asked:
             return
         started = time.monotonic()
-        members = self._members
-        going_on, self._load_going_on = self._load_going_on, None
-        if going_on is not None and going_on[0] == cuts:
-            ticket = going_on[1]  # of a prompt that was canceled meanwhile
+        going_on, self._going_on = self._going_on, None
+        if going_on is not None and _what(going_on[0]) == _what(choice):
+            _, ticket, asked = going_on  # of a prompt that was canceled meanwhile
         else:
             self._before_load()
             self._members.connect()
-            self._forget()
-            places, skips = [member.placement for member in members], self._source.skips
-            ticket = self._members.post([load_request(plan, p, cuts, skips) for p in places])
-        self._load_going_on = cuts, ticket
-        answers = self._members.collect(ticket, members, LOAD_SECONDS)
-        self._load_going_on = None
-        for member, answer in zip(members, answers, strict=True):
+            self._choice = None
+            for member in asked:
+                member.forget()
+            skips = self._source.skips
+            loads = [load_request(choice, member.placement, skips) for member in asked]
+            ticket = self._members.post(loads, asked)
+        self._going_on = choice, ticket, asked
+        answers = self._members.collect(ticket, asked, LOAD_SECONDS)
+        self._going_on, self._choice = None, choice
+        for member, answer in zip(asked, answers, strict=True):
             place = member.placement
-            member.stage, member.loaded = cuts[place.replica][place.stage], answer
-        self._cuts = cuts
+            member.stage, member.loaded = choice.cuts[place.replica][place.stage], answer
         log.info(
             "%s cut into %d stages: %s (%.1f s)",
             self._source.name,
-            plan.stages,
-            ", ".join(
-                f"{m.process.device} {len(list(units_of(m.stage)))} units "
-                f"{m.loaded.weight_bytes / 2**20:.0f} MiB"
-                f" (process: {m.loaded.resident_bytes / 2**20:.0f} MiB resident)"
-                for m in members
-            ),
+            choice.plan.stages,
+            ", ".join(map(_said, asked)),
             time.monotonic() - started,
         )
 
-    def unload(self) -> bool:
-        """Have all workers give the memory of their weights back; whether they held any."""
-        if not (self._cuts or self._load_going_on):
-            return False
-        self._given_back = self._cuts
-        self._forget()
-        members = self._members
-        ticket = self._members.post([Unload()] * len(members))
-        self._members.collect(ticket, members, LOAD_SECONDS, poll=False)
-        return True
+    def unload(self, device: str | None = None) -> int:
+        """Have workers give the memory of their weights back; how many bytes they held.
 
-    def restore(self, plan: ParallelPlan) -> None:
-        """Have all workers hold again what they gave back, if that is what they did last."""
-        if not self._cuts:
-            self.load(plan, self._given_back)
+        Args:
+            device: of those on this one; None: of all.
+        """
+        if self._going_on is not None:
+            asked, self._going_on = list(self._members), None
+        else:
+            asked = [m for m in self._members if m.stage and device in (None, m.process.device)]
+        if not asked:
+            return 0
+        # What is still being loaded is held as well, but nobody knows how much it is.
+        devices = {member.process.device for member in asked}
+        held = sum(map(self.bytes_on, devices)) or 1
+        for member in asked:
+            member.forget()
+        ticket = self._members.post([Unload()] * len(asked), asked)
+        self._members.collect(ticket, asked, LOAD_SECONDS, poll=False)
+        return held
+
+    def restore(self) -> None:
+        """Have all workers hold again what they gave back since the last load."""
+        if self._choice is not None:
+            self.load(self._choice)
 
     # What is in force on them ----------------------------------------------------------------
 
     def set_patches(self, uuid: str, payload: Callable[[Stage], Any]) -> None:
-        """Have weight patches in force; nothing is done if they are already.
+        """Have weight patches in force; nothing is done where they are already.
 
         Args:
             uuid: of the patches.
             payload: gives the patches for the units of a stage.
         """
-        if uuid != self._in_force["patches"]:
-            with self._changing("patches", uuid):
-                requests = [Patch(payload(m.stage)) for m in self._members]
-                self._members.request(requests, LOAD_SECONDS)
+        self._put_in_force("patches", uuid, lambda member: Patch(payload(member.stage)))
 
     def set_compilation(self, payload: Any) -> None:
         """Have the units compiled as `payload` says, or not if it is None; see Compile.
 
-        Nothing is done if they are already. It is the next evaluation that takes the time.
+        Nothing is done where they are already. It is the next evaluation that takes the time.
         """
-        if payload != self._in_force["compilation"]:
-            with self._changing("compilation", payload):
-                requests = [Compile(payload)] * len(self._members)
-                self._members.request(requests, LOAD_SECONDS)
+        self._put_in_force("compilation", payload, lambda member: Compile(payload))
 
     @property
     def may_be_compiled(self) -> bool:
         """Whether the next evaluation may take as long as compiling a unit does."""
-        return self._in_force["compilation"] is not None
+        return any(member.in_force.get("compilation") is not None for member in self._members)
 
-    @contextmanager
-    def _changing(self, setting: Setting, value: Any) -> Iterator[None]:
-        self._in_force[setting] = UNKNOWN
-        yield
-        self._in_force[setting] = value
+    def _put_in_force(self, setting: Setting, value: Any, request: Callable[[Member], Any]) -> None:
+        # A stage that was just loaded has no patches, and is not compiled.
+        asked = [m for m in self._members if m.in_force.get(setting) != value]
+        if asked:
+            for member in asked:
+                member.in_force[setting] = UNKNOWN
+            self._members.ask(asked, [request(member) for member in asked], LOAD_SECONDS)
+            for member in asked:
+                member.in_force[setting] = value
+
+
+def _what(choice: Choice | None) -> Any:
+    """What of a choice decides what workers hold."""
+    return choice and (choice.plan, choice.cuts, choice.budgets)
+
+
+def _said(member: Member) -> str:
+    loaded = member.loaded
+    weights = f"{loaded.weight_bytes / 2**20:.0f} MiB"
+    if loaded.streamed_bytes:
+        weights += f", {loaded.streamed_bytes / 2**20:.0f} MiB streamed"
+    return (
+        f"{member.process.device} {len(list(units_of(member.stage)))} units {weights}"
+        f" (process: {loaded.resident_bytes / 2**20:.0f} MiB resident)"
+    )

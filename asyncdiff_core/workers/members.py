@@ -45,10 +45,11 @@ class Member:
     process: WorkerProcess
     stage: Stage = ()
     loaded: Loaded = field(default_factory=lambda: Loaded(0, 0, 0))
+    in_force: dict[str, Any] = field(default_factory=dict)  # on its stage; nothing as loaded
 
     def forget(self) -> None:
         """It holds nothing."""
-        self.stage, self.loaded = (), Loaded(0, 0, 0)
+        self.stage, self.loaded, self.in_force = (), Loaded(0, 0, 0), {}
 
     def report(self, source: ModelSource, answer: RunEnded) -> WorkerReport:
         """What it is, and what it did in a sampling run that has ended."""
@@ -253,8 +254,18 @@ class Members(Sequence[Member]):
 
     def request(self, requests: Sequence[Any], patience: float, *, poll: bool = True) -> list[Any]:
         """Send a request to each of the first workers, and wait for their answers."""
-        members = self[: len(requests)]
-        ticket = self.post(requests)
+        return self.ask(self[: len(requests)], requests, patience, poll=poll)
+
+    def ask(
+        self,
+        members: Sequence[Member],
+        requests: Sequence[Any],
+        patience: float,
+        *,
+        poll: bool = True,
+    ) -> list[Any]:
+        """Send a request to each of these, and wait for their answers."""
+        ticket = self.post(requests, members)
         self.tickets.add(ticket)
         return self.collect(ticket, members, patience, poll=poll)
 
@@ -275,10 +286,11 @@ class Members(Sequence[Member]):
             if m.process.ready and m.process.ready.memory_bytes
         }
 
-    def post(self, requests: Sequence[Any]) -> int:
-        """Send a request to each of the first workers; the ticket of their answers."""
+    def post(self, requests: Sequence[Any], members: Sequence[Member] | None = None) -> int:
+        """Send a request to each of these, or of the first workers; the answers' ticket."""
         self.require_whole()
-        processes = self._processes()[: len(requests)]
+        members = self[: len(requests)] if members is None else members
+        processes = [member.process for member in members]
         return self.exchange.post(zip(processes, requests, strict=True))
 
     def collect(
@@ -287,9 +299,6 @@ class Members(Sequence[Member]):
         """The answers of `members` to the request `ticket`, see Exchange.collect."""
         processes = [member.process for member in members]
         return self.exchange.collect(ticket, processes, patience, poll)
-
-    def _processes(self) -> list[WorkerProcess]:
-        return [m.process for m in self]
 
 
 def close_all(groups: Sequence[Members]) -> None:

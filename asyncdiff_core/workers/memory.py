@@ -47,6 +47,17 @@ def total_bytes() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that are free on a device, and that this process has there; (0, 0): it is the host's.
+
+    What PyTorch keeps of freed memory counts as this process's.
+    """
+    if device.type != "cuda":
+        return 0, 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free, torch.cuda.memory_reserved(device)
+
+
 class ActivationMemory:
     """The peak of what a worker needs beyond its weights in a sampling run: its activations.
 

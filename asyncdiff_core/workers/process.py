@@ -23,6 +23,7 @@ from ..errors import (
     WorkerDiedError,
     WorkerError,
     WorkerFailedError,
+    WorkerOutOfMemoryError,
     WorkerStartError,
     WorkerTimeoutError,
 )
@@ -281,7 +282,10 @@ class WorkerProcess:
 
     def failed(self, text: str, error: type[WorkerError]) -> WorkerError:
         """`error`, with `text` and the name of this worker."""
-        return error(f"{self}: {text} {self._see_log()}")
+        failed = error(f"{self}: {text} {self._see_log()}")
+        if isinstance(failed, WorkerOutOfMemoryError):
+            failed.device = self.device
+        return failed
 
     def _see_log(self) -> str:
         return f"Its log is {self.log_file}"

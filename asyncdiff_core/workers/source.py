@@ -22,6 +22,8 @@ class ModelSource:
         skips: pairs (source, consumer) of units.
         files: what the weights are read from.
         residuals: where control residuals land; None: all of them go to every worker.
+        unit_bytes: the weights of each unit; empty: not known.
+        shared_bytes: the weights of the parts outside the trunk, which every worker has.
     """
 
     name: str
@@ -31,6 +33,8 @@ class ModelSource:
     skips: tuple[tuple[int, int], ...] = ()
     files: tuple[str, ...] = ()
     residuals: Residuals | None = None
+    unit_bytes: tuple[int, ...] = ()
+    shared_bytes: int = 0
 
     @property
     def nested_skips(self) -> tuple[tuple[int, int], ...]:

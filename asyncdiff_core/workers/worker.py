@@ -48,7 +48,7 @@ from ..wire.inputs import InputDecoder
 from ..wire.requests import from_wire, to_wire
 from .lifeline import BEAT_SECONDS, Host, end_with_traceback
 from .measure import device_rate
-from .memory import ActivationMemory, is_out_of_memory, resident_bytes
+from .memory import ActivationMemory, device_memory, is_out_of_memory, resident_bytes
 
 
 class StageModel(Protocol):
@@ -67,8 +67,17 @@ class StageModel(Protocol):
     def can_import(self, module: str, root: str, file: str) -> bool:
         """Whether a module of a node pack, whose root is in `file`, can be imported; it then is."""
 
-    def load(self, stage: Stage) -> tuple[int, int]:
-        """Hold the units of `stage` and the shared parts; their weight bytes, in this order."""
+    def load(self, stage: Stage, budget: int | None) -> tuple[int, int, int]:
+        """Hold the units of `stage` and the shared parts.
+
+        Args:
+            stage: the units.
+            budget: how many bytes may stay on the device; None: all.
+
+        Returns:
+            The weight bytes of the units, of the shared parts, and how many of both are not on the
+            device: they are streamed to it when they are used.
+        """
 
     def verify(self) -> None:
         """See that the weights that are held are those that were loaded."""
@@ -138,6 +147,7 @@ class Worker:
             requests.Connect: self._connect,
             requests.Load: self._load_stage,
             requests.Unload: self._unload,
+            requests.MeasureMemory: self._measure_memory,
             requests.Patch: self._patch,
             requests.Compile: self._compile,
             requests.Keep: self._keep,
@@ -185,15 +195,18 @@ class Worker:
 
     def _load_stage(self, request: requests.Load) -> requests.Loaded:
         with self._activations.except_for():
-            weight_bytes, shared_bytes = self._model.load(request.stage)
+            owned, shared, streamed = self._model.load(request.stage, request.budget)
         self._load, self._is_new = request, True
-        return requests.Loaded(weight_bytes, shared_bytes, resident_bytes())
+        return requests.Loaded(owned, shared, resident_bytes(), streamed)
 
     def _unload(self, request: requests.Unload) -> requests.Done:
         self._load = requests.Load(())
         with self._activations.except_for():
             self._model.unload()
         return requests.Done()
+
+    def _measure_memory(self, request: requests.MeasureMemory) -> requests.Memory:
+        return requests.Memory(*device_memory(self._device))
 
     def _patch(self, request: requests.Patch) -> requests.Done:
         with self._activations.except_for():
@@ -277,6 +290,8 @@ class Worker:
         if self._channel.lender is not None:
             self._channel.lender.forget()
         self._engine.finish()
+        if request.gives_back and self._device.type == "cuda":
+            torch.cuda.empty_cache()
         spans = [dataclasses.astuple(self._span(part)) for part in self._parts]
         self._parts.clear()
         self.waits.clear()

@@ -80,7 +80,7 @@ class DoctorModel:
     def can_import(self, module: str, root: str, file: str) -> bool:
         return False
 
-    def load(self, stage: Stage) -> tuple[int, int]:
+    def load(self, stage: Stage, budget: int | None) -> tuple[int, int, int]:
         model = self._make()
         trunk = Trunk.of(model, model.layout)
         held = set(units_of(stage))
@@ -92,7 +92,7 @@ class DoctorModel:
             if self._spec.get("slow") in held:
                 module.forward = _slow(module.forward)
         self.staged = StagedModel(model, trunk)
-        return parameter_bytes(self._owned), 0
+        return parameter_bytes(self._owned), 0, 0
 
     def verify(self) -> None:
         pass

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from asyncdiff_core.algorithm.stages import Link, Stage, links_between, units_of
 from asyncdiff_core.errors import PlanError
-from asyncdiff_core.planning.cuts import FOLD_TOLERANCE, cut, fold, partition, slowest
+from asyncdiff_core.planning.cuts import FOLD_TOLERANCE, cut, cut_within, fold, partition, slowest
 from asyncdiff_core.wire.requests import Ready
 from asyncdiff_core.workers.assignment import relative_speeds
 from harness.cuts import all_chains, all_folds, chain, stage_of
@@ -167,6 +167,55 @@ def test_a_fold_that_is_far_from_balanced_is_not_taken() -> None:
     costs = [1.0, 100.0, 1.0, 1.0, 100.0, 1.0]
     assert cut(costs, [1.0, 1.0], skips) == chain((0, 3), (3, 6))
     assert cut([1.0] * 6, [1.0, 0.5], skips) == (((1, 5),), ((0, 1), (5, 6)))
+
+
+# Within what stages have room for -----------------------------------------------------------
+
+
+@st.composite
+def limits_for(draw, num_units, num_stages):
+    sizes = draw(st.lists(st.integers(0, 20), min_size=num_units, max_size=num_units))
+    limits = draw(st.lists(st.integers(0, 60), min_size=num_stages, max_size=num_stages))
+    return sizes, limits
+
+
+def within(stages, sizes, limits):
+    held = [sum(sizes[unit] for unit in units_of(stage)) for stage in stages]
+    return all(own <= limit for own, limit in zip(held, limits, strict=True))
+
+
+@given(data=st.data(), problem=problems())
+def test_no_other_cut_that_fits_has_a_faster_slowest_stage(data, problem):
+    costs, speeds = problem
+    sizes, limits = data.draw(limits_for(len(costs), len(speeds)))
+    stages = cut_within(costs, speeds, sizes=sizes, limits=limits)
+    fitting = [c for c in all_chains(len(costs), len(speeds)) if within(c, sizes, limits)]
+    if not fitting:
+        assert stages is None
+        return
+    assert stages in fitting
+    best = min(slowest_of(other, costs, speeds) for other in fitting)
+    assert slowest_of(stages, costs, speeds) == best
+
+
+@given(data=st.data(), unet=unets(), predicts=st.booleans())
+def test_no_other_fold_that_fits_has_a_faster_slowest_stage(data, unet, predicts):
+    costs, speeds, skips = unet
+    sizes, limits = data.draw(limits_for(len(costs), len(speeds)))
+    how = {"predicts": predicts, "sizes": sizes, "limits": limits}
+    stages = fold(costs, speeds, skips, **how)
+    fitting = [f for f in all_folds(len(costs), len(speeds), skips) if within(f, sizes, limits)]
+    if fitting:
+        assert stages in fitting
+        best = min(slowest(other, costs, speeds, predicts=predicts) for other in fitting)
+        assert slowest(stages, costs, speeds, predicts=predicts) == best
+    else:
+        assert stages is None
+    # A fold where there is room for one; else contiguous stages; else nothing.
+    chains = [c for c in all_chains(len(costs), len(speeds)) if within(c, sizes, limits)]
+    found = cut_within(costs, speeds, skips, **how)
+    assert (found is None) == (not fitting and not chains)
+    assert found is None or within(found, sizes, limits)
 
 
 # Links ---------------------------------------------------------------------------------------

@@ -7,10 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff_core.errors import PlanError
+from asyncdiff_core.planning.fitting import Devices, TrunkCosts
 from asyncdiff_core.planning.plan import ParallelPlan, make_plan
-from asyncdiff_core.planning.planner import PlanRequest, choose, predicted_speedup
+from asyncdiff_core.planning.planner import (
+    Choice,
+    PlanRequest,
+    Workload,
+    choose,
+    predicted_speedup,
+)
 
 EVEN = [1.0] * 24
+GIB = 2**30
 
 
 def speedup(devices: int, stages: int, replicas: int, stride: int, **run: int) -> float:
@@ -47,7 +55,25 @@ def test_latents_pass_the_stages_one_behind_the_other() -> None:
 
 def auto(devices: int, num_conds: int, **request: int) -> ParallelPlan:
     wanted = PlanRequest(("cuda:0",) * devices, is_auto=True, **request)
-    return choose(wanted, num_conds=num_conds, steps=20, num_sync=3, costs=EVEN).plan
+    return chosen(wanted, num_conds=num_conds).plan
+
+
+def chosen(
+    request: PlanRequest,
+    *,
+    costs: list[float] = EVEN,
+    num_conds: int = 2,
+    steps: int = 20,
+    num_sync: int = 3,
+    **memory: object,
+) -> Choice:
+    """What is chosen: units of one GiB each, where `memory` says nothing else."""
+    streams = {"may_stream": memory.pop("may_stream")} if "may_stream" in memory else {}
+    capacities = memory.pop("capacities", {})
+    speeds = memory.pop("speeds", ())
+    trunk = TrunkCosts(costs, **{"unit_bytes": [GIB] * len(costs), **memory})
+    workload = Workload(num_conds, steps, num_sync)
+    return choose(request, workload, trunk, Devices(speeds, capacities), **streams)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +105,77 @@ def test_what_is_asked_for_is_kept() -> None:
 
 def test_a_list_of_devices_is_one_pipeline() -> None:
     request = PlanRequest(("cpu", "cpu", "cpu", "cpu"))
-    choice = choose(request, num_conds=2, steps=20, num_sync=3, costs=EVEN)
+    choice = chosen(request)
     assert (choice.plan.stages, choice.plan.replicas) == (4, 1)
     assert "1 replicas x 4 stages" in str(choice) and "predicted speed-up" in str(choice)
 
 
-def test_memory_decides_when_it_is_short() -> None:
-    request = PlanRequest(("cuda:0", "cuda:1"), is_auto=True)
-    run = {"num_conds": 2, "steps": 20, "num_sync": 3, "costs": EVEN}
-    assert choose(request, **run, fits=lambda plan: plan.stages > 1).plan.stages == 2
-    assert choose(request, **run, fits=lambda plan: False).plan.stages == 2
+TWO = PlanRequest(("cuda:0", "cuda:1"), is_auto=True)
+
+
+def test_what_fits_is_cut_as_if_there_were_no_limits() -> None:
+    roomy = chosen(TWO, capacities={"cuda:0": 24 * GIB, "cuda:1": 24 * GIB})
+    assert roomy == chosen(TWO)
+    assert (roomy.plan.replicas, roomy.notes, roomy.budgets) == (2, (), {})
+
+
+def test_replicas_that_do_not_fit_become_stages() -> None:
+    choice = chosen(TWO, capacities={"cuda:0": 23 * GIB, "cuda:1": 24 * GIB})
+    assert (choice.plan.replicas, choice.plan.stages) == (1, 2)
+    assert choice.cuts == ((((0, 12),), ((12, 24),)),)
+    assert choice.notes == (
+        "2 replicas x 1 stages do not fit (cuda:0 needs 24.0 GiB and has room for 23.0 GiB)",
+    )
+
+
+def test_the_light_stage_goes_to_the_short_device() -> None:
+    choice = chosen(TWO, capacities={"cuda:0": 9 * GIB, "cuda:1": 20 * GIB}, shared_bytes=GIB)
+    assert choice.cuts == ((((0, 8),), ((8, 24),)),)
+    assert choice.speedup == pytest.approx(20 / (3 + 17 * 16 / 24))  # of the cut that is loaded
+
+
+def test_what_fits_nowhere_is_streamed() -> None:
+    choice = chosen(TWO, capacities={"cuda:0": 5 * GIB, "cuda:1": 10 * GIB}, shared_bytes=GIB)
+    assert choice.plan.stages == 2
+    assert choice.cuts == ((((0, 7),), ((7, 24),)),)  # 4 and 9 GiB are for units
+    assert choice.budgets == {0: 5 * GIB, 1: 10 * GIB}
+    assert "2 replicas x 1 stages do not fit" in choice.notes[0]
+    assert "11.0 GiB of the weights stay in the host's memory" in choice.notes[1]
+
+
+def test_or_it_is_refused_with_the_ways_out() -> None:
+    with pytest.raises(PlanError) as caught:
+        chosen(TWO, capacities={"cuda:0": 5 * GIB, "cuda:1": 10 * GIB}, may_stream=False)
+    for text in (
+        "1 replicas x 2 stages",
+        "cuda:0 needs 8.0 GiB and has room for 5.0 GiB",
+        "cuda:1 needs 16.0 GiB and has room for 10.0 GiB",
+        "smaller pictures or batches",
+        "fp8",
+        "--highvram",
+    ):
+        assert text in str(caught.value)
+
+
+def test_workers_on_one_device_share_it() -> None:
+    both = PlanRequest(("cuda:0", "cuda:0"), stages=2)
+    assert chosen(both, capacities={"cuda:0": 24 * GIB}).budgets == {}
+    assert chosen(both, capacities={"cuda:0": 20 * GIB}).budgets == {0: 10 * GIB, 1: 10 * GIB}
+
+
+def test_slow_devices_get_less_and_count_as_slow() -> None:
+    request = PlanRequest(("cuda:0", "cuda:1"), stages=2)
+    choice = chosen(request, speeds=(1.0, 0.5), num_sync=0)
+    assert choice.cuts == ((((0, 16),), ((16, 24),)),)
+    assert choice.speedup == pytest.approx(1.5)
+    replicas = chosen(TWO, speeds=(1.0, 0.5), num_sync=0)
+    assert replicas.plan.stages == 2  # the slower replica would hold the other one up
+
+
+def test_a_copy_of_the_last_stage_has_to_fit_too() -> None:
+    request = PlanRequest(("a", "b", "c"), stages=2, stride=2)
+    choice = chosen(request, capacities={"c": 8 * GIB})
+    assert choice.cuts == ((((0, 16),), ((16, 24),)),)
 
 
 def test_unequal_units_count() -> None:
@@ -100,7 +187,7 @@ def test_unequal_units_count() -> None:
 
 def test_more_devices_than_units() -> None:
     request = PlanRequest(("cuda:0",) * 8, is_auto=True)
-    plan = choose(request, num_conds=1, steps=20, num_sync=1, costs=[1.0] * 4).plan
+    plan = chosen(request, num_conds=1, num_sync=1, costs=[1.0] * 4).plan
     assert plan.stages <= 4
 
 
@@ -126,7 +213,7 @@ def test_the_choice_is_never_slower_than_any_candidate(
 ) -> None:
     request = PlanRequest(("cpu",) * devices, is_auto=True)
     run = {"num_conds": num_conds, "steps": steps, "num_sync": num_sync, "costs": EVEN}
-    choice = choose(request, **run)
+    choice = chosen(request, **run)
     best = max(predicted_speedup(plan, **run) for plan in request.candidates())
     assert choice.speedup == pytest.approx(best, abs=1e-6)  # what is as good to six digits is equal
     assert 1.0 <= best <= devices + 1e-9

@@ -30,6 +30,7 @@ class FakeGroup:
         self.holds_weights = True
         self.id = f"g{id(self)}"
         self.members = self
+        self.asked: list[str | None] = []  # to unload
 
     def start(self) -> None:
         self.alive = True
@@ -43,11 +44,12 @@ class FakeGroup:
     def begin_run(self, schedule: AsyncSchedule) -> None:
         self.is_running = True
 
-    def unload(self, *, unless_running: bool = False) -> bool:
+    def unload(self, device: str | None = None, *, unless_running: bool = False) -> int:
+        self.asked.append(device)
         if unless_running and self.is_running:
-            return False
+            return 0
         held, self.holds_weights = self.holds_weights, False
-        return held
+        return 5 * held
 
 
 @pytest.fixture
@@ -125,12 +127,21 @@ def test_release_of_the_weights_keeps_the_workers(pool: GroupPool) -> None:
     assert pool.peek("a") is a
 
 
+def test_weights_of_one_device_or_of_all(pool: GroupPool) -> None:
+    a, b = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup)
+    assert pool.unload("a", "cuda:0") == 5 and a.asked == ["cuda:0"]
+    assert pool.unload("a") == 0 and a.asked == ["cuda:0", None]
+    assert b.holds_weights
+    pool.unload_all()
+    assert not b.holds_weights and b.asked == [None]
+
+
 def test_a_group_in_trouble_has_nothing_left_to_release(pool: GroupPool) -> None:
     """Its workers died a moment ago, or die while they are asked."""
     dead, dying = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup)
     dead.alive = False
 
-    def unload(*, unless_running: bool = False) -> bool:
+    def unload(device: str | None = None, *, unless_running: bool = False) -> int:
         dying.alive = False
         raise WorkerDiedError("killed")
 
@@ -188,10 +199,10 @@ class StuckGroup(FakeGroup):
         self.may_go_on.wait(30)
         super().close()
 
-    def unload(self, *, unless_running: bool = False) -> bool:
+    def unload(self, device: str | None = None, *, unless_running: bool = False) -> int:
         self.is_stuck.set()
         self.may_go_on.wait(30)
-        return super().unload(unless_running=unless_running)
+        return super().unload(device, unless_running=unless_running)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from asyncdiff_core.errors import SettingError
-from asyncdiff_core.settings import folds, max_groups, timeout_seconds
+from asyncdiff_core.settings import folds, max_groups, memory_limits, timeout_seconds
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +38,20 @@ def test_nonsense(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         monkeypatch.setenv(name, text)
         with pytest.raises(SettingError, match=f"{name} is {text!r}"):
             read()
+
+
+def test_memory_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASYNCDIFF_MEMORY", raising=False)
+    assert memory_limits() == {}
+    monkeypatch.setenv("ASYNCDIFF_MEMORY", "cuda:0=10, cuda:1=0.5,cpu=0")
+    assert memory_limits() == {"cuda:0": 10 * 2**30, "cuda:1": 2**29, "cpu": 0}
+
+
+@pytest.mark.parametrize("text", ["10", "cuda:0", "cuda:0=", "=4", "cuda:0=-1", "cpu=nan", "cpu=x"])
+def test_memory_limits_that_are_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ASYNCDIFF_MEMORY", f"cuda:1=2,{text}")
+    with pytest.raises(SettingError, match=f"ASYNCDIFF_MEMORY has '{text}' in it"):
+        memory_limits()
 
 
 def test_half_a_group(monkeypatch: pytest.MonkeyPatch) -> None:

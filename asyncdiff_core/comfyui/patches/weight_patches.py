@@ -19,6 +19,7 @@ import comfy.weight_adapter
 from ...algorithm.stages import Stage, units_of
 from ...errors import UnsupportedPatchError
 from ..model import replaced
+from ..model.streaming import Streaming
 from . import pickling
 from .pickling import Payload, WorkerView
 
@@ -81,7 +82,7 @@ def pack_patches(
     return _pack(own, view, own)
 
 
-def put_in_force(patcher: Any, payload: Any, device: Any) -> None:
+def put_in_force(patcher: Any, payload: Any, device: Any, streaming: Streaming) -> None:
     """In a worker: have the weights of `patcher` as `pack_changes` was told."""
     changed = pickling.unpack(payload, device)
     patcher.unpatch_model(device_to=None)  # restores the original weights exactly
@@ -91,7 +92,7 @@ def put_in_force(patcher: Any, payload: Any, device: Any) -> None:
     with contextlib.ExitStack() as stack:
         for place, function in functions.items():
             stack.callback(replaced.put, place, replaced.put(place, function))
-        patcher.patch_model(device_to=device)
+        streaming.patch(patcher)
 
 
 def unknown_kinds(patches: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -125,17 +125,29 @@ class GroupPool:
             _close(leaving)
         return released
 
-    def unload(self, key: Hashable) -> None:
-        """Have the group `key`, if there is one, give the memory of its weights back."""
+    def unload(self, key: Hashable, device: str | None = None) -> int:
+        """Have the group `key`, if there is one, give the memory of its weights back.
+
+        Args:
+            key: of the group.
+            device: of workers on this one; None: of all.
+
+        Returns:
+            How many bytes they held.
+        """
         group = self.peek(key)
-        if group is not None:
+        return 0 if group is None else _unload(group, device)
+
+    def unload_all(self) -> None:
+        """Have all groups give the memory of their weights back."""
+        for group, _ in self.groups():
             _unload(group)
 
     def unload_others(self, key: Hashable) -> bool:
         """Have all idle groups but `key` give the memory of their weights back; whether any did."""
         with self._lock:
             others = [group for other, group in self._groups.items() if other != key]
-        return any([_unload(group, unless_running=True) for group in others])
+        return any([_unload(group, unless_running=True) > 0 for group in others])
 
     def refer(self, key: Hashable) -> None:
         """Count one more user of the group `key`."""
@@ -193,20 +205,20 @@ def _close(groups: Sequence[WorkerGroup]) -> None:
     close_all([group.members for group in groups])
 
 
-def _unload(group: WorkerGroup, *, unless_running: bool = False) -> bool:
-    """Have a group give the memory of its weights back; whether it held any.
+def _unload(group: WorkerGroup, device: str | None = None, *, unless_running: bool = False) -> int:
+    """Have a group give the memory of its weights back; how many bytes it held.
 
     Who frees memory has no use for the error of a group that is in trouble: its workers are ended
     then, and so their memory is free.
     """
     if not group.is_alive():
-        return False
+        return 0
     try:
-        return group.unload(unless_running=unless_running)
+        return group.unload(device, unless_running=unless_running)
     except WorkerError as error:
         log.warning("%s", error)
         record_error(group.source.name, error)
-        return True
+        return 1
 
 
 POOL = GroupPool(max_groups)

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import comfy.model_management
+
 from ...algorithm.schedule import AsyncSchedule
 from ...algorithm.trunk import Trunk, tensor_bytes
 from ...errors import AsyncDiffError, ModelChangedError, UnsupportedPatchError, few
@@ -34,6 +36,7 @@ from .history import name_run
 from .launch import files_of, launch, log_folder, require_same_files, spec_of
 from .node_text import poll
 from .pool import POOL
+from .room import Room
 from .sampling_run import SamplingRun
 
 # The attribute of a stock BaseModel that has what watches it.
@@ -46,7 +49,8 @@ class RemoteModel:
     Attributes:
         source: what workers build it from.
         files: what its weights are read from, with what tells whether they changed.
-        weight_bytes, unit_bytes: of the whole model, and of each unit.
+        weight_bytes: of the whole model.
+        room: what devices have for the weights.
         replaced: functions of ComfyUI that are other ones now.
         view: what workers know of this process's objects.
 
@@ -69,6 +73,8 @@ class RemoteModel:
         units = tuple(unit.name for unit in trunk.units)
         require_units(len(units), min(plan.stages for plan in request.candidates()))
         self.files = files_of(spec)
+        self.weight_bytes = sum(map(tensor_bytes, model.parameters()))
+        unit_bytes = tuple(sum(map(tensor_bytes, u.module.parameters())) for u in trunk.units)
         self.source = ModelSource(
             name=type(model).__name__,
             builder=self.builder,
@@ -77,12 +83,13 @@ class RemoteModel:
             skips=trunk.skips,
             files=tuple(self.files),
             residuals=Residuals.of(trunk, position_of(model, "control")),
+            unit_bytes=unit_bytes,
+            shared_bytes=self.weight_bytes - sum(unit_bytes),
         )
         self.request = request
-        self.weight_bytes = sum(map(tensor_bytes, model.parameters()))
-        self.unit_bytes = [sum(map(tensor_bytes, u.module.parameters())) for u in trunk.units]
         self.latents_are_apart = latents_are_apart(model)
         self._base_model = base_model
+        self.room = Room(base_model)
         self.key = repr(spec), tuple(self.files.items()), request.devices
         self._run: SamplingRun | None = None
         POOL.refer(self.key)
@@ -170,14 +177,33 @@ class RemoteModel:
         """Start the workers, if they are not there, without waiting for them."""
         POOL.obtain(self.key, self._make_group)
 
-    def is_loaded(self) -> bool:
-        """Whether workers hold weights of this model now."""
+    def bytes_on(self, device: str) -> int:
+        """What the weights take on a device, or would if they were loaded."""
         group = POOL.peek(self.key)
-        return group is not None and group.holdings.are_loaded
+        if group is not None and group.holdings.are_on(device):
+            return group.holdings.bytes_on(device)
+        devices = self.request.devices
+        return self.weight_bytes * devices.count(device) // len(devices)
 
-    def unload(self) -> None:
-        """Have the workers give their weights back; they stay, and load again when needed."""
-        POOL.unload(self.key)
+    def is_loaded(self, device: str) -> bool:
+        """Whether a worker on this device holds weights of this model now."""
+        group = POOL.peek(self.key)
+        return group is not None and group.holdings.are_on(device)
+
+    def unload(self, device: str | None = None) -> int:
+        """Have workers give their weights back; they stay, and load again when needed.
+
+        Args:
+            device: those on this one; None: all.
+
+        Returns:
+            How many bytes they had.
+        """
+        return POOL.unload(self.key, device)
+
+    def shrink(self, error: BaseException | None) -> bool:
+        """A run ended with `error`: whether the next one takes less memory, see Room.shrink."""
+        return error is not None and self.room.shrink(error)
 
     @property
     def may_deal(self) -> bool:
@@ -240,6 +266,7 @@ class RemoteModel:
             launch(),
             folder=log_folder([group.folder for group, _ in POOL.groups()]),
             poll=poll,
+            host_device=str(comfy.model_management.get_torch_device()),
             # Groups outlive the MODELs that use them, and must keep none of them alive.
             before_load=functools.partial(require_same_files, dict(self.files)),
         )

@@ -7,11 +7,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
+import torch
 from torch.utils import _pytree as pytree
 
 from ...algorithm.evaluator import Call
 from ...algorithm.schedule import AsyncSchedule
-from ...algorithm.stages import Stage, units_of
+from ...algorithm.stages import Stage
 from ...algorithm.streams import Streams
 from ...errors import (
     WorkerDiedError,
@@ -22,11 +23,8 @@ from ...errors import (
     WorkerTimeoutError,
 )
 from ...log import get_logger
-from ...planning.cuts import cut
-from ...planning.plan import ParallelPlan
-from ...planning.planner import choose
+from ...planning.planner import Choice, Workload
 from ...reports.progress import gain
-from ...workers.group import WorkerGroup
 from ..model.calls import ModelCall, Part, gather, scatter
 from ..model.replaced import changing_weights
 from ..patches.code_patches import FUNCTIONS, OBJECTS, CodePatches, mark, names_of, split_options
@@ -83,6 +81,7 @@ class SamplingRun:
         self._text = RunText()
         self._is_prepared = False
         self._said_idle = False
+        self._shape: torch.Size | None = None  # of the latents that the workers are prepared for
 
     def _new_streams(self) -> Streams:
         return Streams(lambda: self._group.lane_capacity)
@@ -142,6 +141,9 @@ class SamplingRun:
                     self._remote.source.name,
                 )
             record(report)
+            if self._shape is not None:
+                needed = (worker.activation_bytes for worker in report.workers)
+                self._remote.room.saw(self._shape, max(needed, default=0))
             self._text.show(gain(report))
 
     def _may_try_again(self, error: WorkerError) -> bool:
@@ -214,8 +216,9 @@ class SamplingRun:
         if not self._group.holdings.are_loaded:
             require_same_files(self._remote.files)
         with self._text.prepares(self._group):
-            self._choose_plan(call, num_conds, num_latents)
-            self._group.prepare(*call.inputs)
+            choice = self._choose_plan(call, num_conds, num_latents)
+            self._group.prepare(*call.inputs, choice)
+            self._shape = call.latent.shape
             view = self._remote.view
             view.search_path = self._group.members.search_path()
             view.can_import = self._group.can_import
@@ -252,42 +255,17 @@ class SamplingRun:
         number = self._streams.of((call.lane_key, kind), call.sigma, call.latent)
         return (kind, number), number is not None
 
-    def _choose_plan(self, call: ModelCall, num_conds: int, num_latents: int) -> None:
-        group, request = self._group, self._remote.request
+    def _choose_plan(self, call: ModelCall, num_conds: int, num_latents: int) -> Choice:
         sigmas = call.options.get("sample_sigmas")
         steps = None if sigmas is None else max(1, len(sigmas) - 1)
         self._schedule = self._schedule.for_steps(steps)
-        group.set_schedule(self._schedule)
-        if group.report is not None:
-            group.report.steps = steps
-        if len(request.candidates()) > 1:
-            choice = choose(
-                request,
-                num_conds=max(1, num_conds),
-                steps=steps or 20,
-                num_sync=self._schedule.warm_up + self._schedule.cool_down,
-                costs=group.costs(*call.inputs),
-                skips=self._remote.source.nested_skips,
-                predicts=self._schedule.prediction,
-                latents=num_latents,
-                fits=lambda plan: self._fits(plan, group),
-            )
-            log.info("%s: %s", self._remote.source.name, choice)
-            group.set_plan(choice.plan)
-        else:
-            group.set_plan(request.candidates()[0])
-
-    def _fits(self, plan: ParallelPlan, group: WorkerGroup) -> bool:
-        """Whether each device has memory for what the plan puts on it."""
-        unit_bytes = self._remote.unit_bytes
-        shared = self._remote.weight_bytes - sum(unit_bytes)
-        stages = cut(unit_bytes, [1.0] * plan.stages, self._remote.source.nested_skips)
-        need: dict[str, int] = {}
-        for place in plan.placements():
-            share = shared + sum(unit_bytes[u] for u in units_of(stages[place.stage]))
-            need[place.device] = need.get(place.device, 0) + share
-        has = group.members.device_memory()
-        return all(need[device] <= has.get(device, need[device]) for device in need)
+        self._group.set_schedule(self._schedule)
+        if self._group.report is not None:
+            self._group.report.steps = steps
+        num_sync = self._schedule.warm_up + self._schedule.cool_down
+        workload = Workload(max(1, num_conds), steps or 20, num_sync, num_latents)
+        remote = self._remote
+        return remote.room.choose(self._group, remote.request, workload, call, remote.key)
 
 
 def stream_of(options: dict[str, Any], code: dict[str, Any]) -> Hashable:

@@ -107,7 +107,7 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
         stages = build(spec_of(skeleton.model, loader), cpu)
         weights = dict(whole.named_parameters())
         for name, stage in (("first", ((0, middle),)), ("last", ((middle, num_units),))):
-            stages.load(stage)
+            stages.load(stage, None)
             stages.verify()
             units = [
                 trunk.units[index].name for start, stop in stage for index in range(start, stop)
