@@ -79,7 +79,10 @@ class WorkerGroup(Evaluator):
         self.members = Members(plan, source, launch, folder, self._timeout, poll)
         self.holdings = Holdings(self.members, source, before_load)
         self.planner = GroupPlanner(self.members, source)
-        self.choices: dict[Any, Choice] = {}  # that were made for this group, for its host to keep
+        # For its host to keep: choices that were made for this group, and how many bytes of weights
+        # they may put on a device where more was too much.
+        self.choices: dict[Any, Choice] = {}
+        self.limits: dict[str, int] = {}
         self._imports: dict[str, bool] = {}
         self._lane_bytes = 0  # of the largest lane of the run
         self._encoders: dict[int, InputEncoder] = {}

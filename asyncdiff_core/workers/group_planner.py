@@ -73,11 +73,12 @@ class GroupPlanner:
             may_stream: as for `planner.choose`.
         """
         costs, limits = self.costs(args, kwargs), dict(capacities or {})
-        key = request, workload, predicts, costs, tuple(limits.items()), may_stream
+        source = self._source
+        skips = source.nested_skips
+        key = request, workload, predicts, costs, skips, tuple(limits.items()), may_stream
         if key not in self._choices:
-            source = self._source
             trunk = TrunkCosts(
-                *(costs, source.nested_skips, predicts),
+                *(costs, skips, predicts),
                 unit_bytes=source.unit_bytes or (0,) * len(costs),
                 shared_bytes=source.shared_bytes,
             )

@@ -79,7 +79,12 @@ class Holdings:
         return self._members.exchange.num_answers(self._going_on[1]) if self._going_on else 0
 
     def load(self, choice: Choice) -> None:
-        """Have all workers hold their stages; those that do already are not asked."""
+        """Have all workers hold their stages; those that do already are not asked.
+
+        Raises:
+            WorkersGoneError: they were ended.
+        """
+        self._members.require_whole()
         is_same = _what(choice) == _what(self._choice)
         asked = [member for member in self._members if not (is_same and member.stage)]
         if not asked:

@@ -30,12 +30,14 @@ class Kind:
         inject: does it to a worker.
         words: of which at least one stands in the error that the user sees.
         blames_either: a link has two ends, and the error may name the worker at either of them.
+        may_succeed: where the worker can say what happened, the prompt goes on by another plan.
     """
 
     name: str
     inject: Callable[[WorkerSeen], None]
     words: tuple[str, ...]
     blames_either: bool = False
+    may_succeed: bool = False
 
 
 def _signal(number: signal.Signals) -> Kind:
@@ -82,7 +84,10 @@ ENDED = ("did not start", "was ended by", "could not create a primitive")
 KINDS = (
     *map(_signal, (signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGABRT, signal.SIGBUS)),
     Kind("hang", lambda worker: os.kill(worker.pid, signal.SIGSTOP), ("made no progress",)),
-    Kind("memory", _squeeze, ("allocate memory", "memory allocation", "MemoryError", *ENDED)),
+    Kind(
+        *("memory", _squeeze, ("allocate memory", "memory allocation", "MemoryError", *ENDED)),
+        may_succeed=True,
+    ),
     Kind("link", _cut_links, ("link", "Connection"), blames_either=True),
     Kind("control", _cut_control, ("control channel",)),
     Kind("garbage", _write_garbage, ("sent something",)),

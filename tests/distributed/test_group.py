@@ -346,6 +346,52 @@ def test_unload_in_the_middle_of_a_run(shared_group: Any) -> None:
     assert equal(run(group, AsyncSchedule(), calls)[0], expected)
 
 
+def test_what_one_device_gives_back_the_others_keep(
+    shared_group: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three workers, as if each had a card of its own."""
+    group = shared_group("chain", 3)
+    calls = batched("chain", 4)
+    expected, report = run(group, AsyncSchedule(), calls)
+    group.holdings.set_patches("a", lambda stage: {"add": 0.01})
+    patched, _ = run(group, AsyncSchedule(), calls)
+    for rank, member in enumerate(group.members):
+        monkeypatch.setattr(member.process, "device", f"cuda:{rank}")
+    asked: list[tuple[str, int]] = []
+    post = group.members.exchange.post
+
+    def counted(requests: Any) -> int:
+        requests = list(requests)
+        for process, request in requests:
+            asked.append((type(request).__name__, int(process.device[-1])))
+        return int(post(requests))
+
+    monkeypatch.setattr(group.members.exchange, "post", counted)
+    taken = group.holdings.bytes_on("cuda:1")
+    assert group.unload("cuda:1") == taken > 0
+    assert group.unload("cuda:1") == group.unload("cuda:7") == 0
+    assert not group.holdings.are_loaded and not group.holdings.are_on("cuda:1")
+    assert group.holdings.are_on("cuda:0") and group.holdings.are_on("cuda:2")
+    assert asked == [("Unload", 1)]
+
+    # It alone loads again, and is patched again.
+    asked.clear()
+    group.restore()
+    group.holdings.set_patches("a", lambda stage: {"add": 0.01})
+    assert asked == [("Load", 1), ("Patch", 1)]
+    again, _ = run(group, AsyncSchedule(), calls)
+    assert equal(again, patched) and not equal(again, expected)
+    # In the middle of a run as well.
+    group.begin_run(AsyncSchedule())
+    assert equal([group.evaluate(*one) for one in calls[:2]], patched[:2])
+    assert group.unload("cuda:0") and group.unload("cuda:2")
+    group.restore()
+    group.holdings.set_patches("a", lambda stage: {"add": 0.01})
+    assert equal([group.evaluate(*one) for one in calls[2:]], patched[2:])
+    group.end_run()
+    group.holdings.set_patches("none", lambda stage: None)
+
+
 def test_no_worker_holds_more_than_its_stage(shared_group: Any) -> None:
     model = make_model("skipnet")
     units = [unit.module for unit in Trunk.of(model, model.layout).units]

@@ -25,6 +25,8 @@ log = get_logger("model")
 
 # After a device ran out of memory: how much of what weights took there they may take then.
 LESS = 0.75
+# How much of a device activations may take before conds are evaluated one after the other.
+ACTIVATION_SHARE = 0.5
 
 
 class Room:
@@ -36,8 +38,8 @@ class Room:
 
     def __init__(self, base_model: Any) -> None:
         self._base_model = base_model
-        self._limits: dict[str, int] = {}  # what was found to be too much
         self._last: Choice | None = None
+        self._next_limits: dict[str, int] = {}  # for the group that comes after one that broke
         # What workers were seen to need for activations, by shape.
         self._seen: dict[torch.Size, int] = {}
 
@@ -64,6 +66,8 @@ class Room:
         Raises:
             PlanError: the weights fit no plan, and may not stay in the host's memory.
         """
+        if self._next_limits:
+            group.limits, self._next_limits = self._next_limits, {}
         shapes = call.latent.shape, request, workload, group.predicts
         if shapes in group.choices:
             self._last = group.choices[shapes]
@@ -95,8 +99,7 @@ class Room:
         self, group: WorkerGroup, call: ModelCall, key: Any
     ) -> Iterator[tuple[Mapping[str, int], bool]]:
         """Capacities to try one after the other, and whether what does not fit may be streamed."""
-        devices = group.plan.devices
-        if self._is_unlimited(devices):
+        if self._is_unlimited(group):
             yield {}, False
             return
         # First beside everything that ComfyUI has on its own device from time to time.
@@ -107,9 +110,9 @@ class Room:
             yield self._capacities(group, call), False
         yield self._capacities(group, call), not (args.highvram or args.gpu_only)
 
-    def _is_unlimited(self, devices: tuple[str, ...]) -> bool:
-        limits = {**memory_limits(), **self._limits}
-        return all(device == "cpu" and device not in limits for device in devices)
+    def _is_unlimited(self, group: WorkerGroup) -> bool:
+        limits = {**memory_limits(), **group.limits}
+        return all(device == "cpu" and device not in limits for device in group.plan.devices)
 
     def _capacities(
         self, group: WorkerGroup, call: ModelCall, *, beside_others: bool = False
@@ -128,7 +131,7 @@ class Room:
         capacities = {
             name: max(0, room - sharing[name] * activations) for name, room in capacities.items()
         }
-        for name, limit in self._limits.items():
+        for name, limit in group.limits.items():
             capacities[name] = min(limit, capacities.get(name, limit))
         return capacities
 
@@ -148,11 +151,13 @@ class Room:
         from what is free: the first run and the tenth are to decide alike.
         """
         counts, least = Counter(devices), float("inf")
+        reserve = int(comfy.model_management.extra_reserved_memory())
         for name, count in counts.items():
             total = memory_limits().get(name) or _total(name)
             weights = weight_bytes * count // len(devices)
-            reserve = 0 if name == "cpu" else int(comfy.model_management.extra_reserved_memory())
-            least = min(least, (total - reserve - weights) / count)
+            usable = total if name == "cpu" else total - reserve
+            # Of weights that would leave too little some are streamed.
+            least = min(least, max(usable - weights, ACTIVATION_SHARE * usable) / count)
         return least
 
     def shrink(self, error: BaseException) -> bool:
@@ -168,7 +173,7 @@ class Room:
         last = self._last
         for device in {error.device} if error.device in last.weights else set(last.weights):
             limit = int(LESS * last.weights[device])
-            self._limits[device] = min(limit, self._limits.get(device, limit))
+            self._next_limits[device] = limit
         return True
 
 
