@@ -31,12 +31,21 @@ class ParallelPlan:
 
     Every replica is a pipeline of `stages` workers; a stride S > 1 adds S - 1 workers per replica,
     each with a second copy of the last stage (AsyncDiff, arXiv 2406.06911, section 3.3).
+
+    Attributes:
+        devices: one per worker, by rank.
+        stages: of each replica.
+        replicas: whole models.
+        stride: evaluations of a round.
+        order: the worker of each place, in the order replica by replica, stage by stage, copies
+            last; empty: in turn. Which device has which stage makes no difference to results.
     """
 
     devices: tuple[str, ...]
     stages: int
     replicas: int = 1
     stride: int = 1
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("stages", "replicas", "stride"):
@@ -52,6 +61,9 @@ class ParallelPlan:
                 f"({','.join(self.devices)}). {self._nearest_fits()}"
             )
 
+        if self.order and sorted(self.order) != list(range(self.num_workers)):
+            raise PlanError(f"order has to name each worker once, but is {self.order}.")
+
     @property
     def workers_per_replica(self) -> int:
         return self.stages + self.stride - 1
@@ -61,13 +73,13 @@ class ParallelPlan:
         return self.replicas * self.workers_per_replica
 
     def placements(self) -> tuple[Placement, ...]:
-        """One Placement per worker, by rank: replica by replica, stage by stage, copies last."""
+        """One Placement per worker, by rank."""
         placements = []
-        for rank, device in enumerate(self.devices):
-            replica, position = divmod(rank, self.workers_per_replica)
-            stage = min(position, self.stages - 1)
+        for place, rank in enumerate(self.order or range(self.num_workers)):
+            replica, position = divmod(place, self.workers_per_replica)
+            stage, device = min(position, self.stages - 1), self.devices[rank]
             placements.append(Placement(rank, device, replica, stage, lead=position - stage))
-        return tuple(placements)
+        return tuple(sorted(placements, key=lambda placement: placement.rank))
 
     def _nearest_fits(self) -> str:
         num = len(self.devices)

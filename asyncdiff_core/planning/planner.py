@@ -10,8 +10,9 @@ plans are equally fast the one with more replicas is better.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..algorithm.stages import Skips, units_of
@@ -19,6 +20,11 @@ from ..errors import PlanError
 from .cuts import slowest
 from .fitting import Cuts, Devices, TrunkCosts, fit, lacks, squeeze, weights_on
 from .plan import ParallelPlan, make_plan
+
+# How many workers may be in every order; of more, only one changes its place.
+MOST_PERMUTED = 4
+# How much faster another order has to be than that in which devices are listed.
+WORTH_AN_ORDER = 1.05
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,10 @@ class Choice:
 
     def __str__(self) -> str:
         plan = self.plan
+        devices = ",".join(plan.devices[rank] for rank in plan.order) or ",".join(plan.devices)
         text = (
             f"{plan.replicas} replicas x {plan.stages} stages, stride {plan.stride}, on "
-            f"{','.join(plan.devices)}: predicted speed-up {self.speedup:.2f}x"
+            f"{devices}: predicted speed-up {self.speedup:.2f}x"
         )
         return "; ".join((text, *self.notes))
 
@@ -190,13 +197,16 @@ def choose(
     plans = plans or list(request.candidates()[-1:])
     choices, too_large = [], []
     for plan in plans:
-        cuts = fit(plan, trunk, devices)
-        if cuts is None:
-            too_large.append(plan)
+        found = [
+            Choice(ordered, cuts, speedup, weights=weights_on(ordered, cuts, trunk))
+            for ordered in _orders(plan, trunk, devices)
+            if (cuts := fit(ordered, trunk, devices)) is not None
+            for speedup in [_speedup(ordered, cuts, trunk, devices, workload)]
+        ]
+        if found:
+            choices.append(max(found, key=_as_listed_unless_slower))
         else:
-            speedup = _speedup(plan, cuts, trunk, devices, workload)
-            weights = weights_on(plan, cuts, trunk)
-            choices.append(Choice(plan, cuts, speedup, weights=weights))
+            too_large.append(plan)
     if not choices:
         return _squeezed(too_large, workload, trunk, devices, may_stream=may_stream)
 
@@ -207,6 +217,45 @@ def choose(
 
     best = max(choices, key=merit)
     return dataclasses.replace(best, notes=_notes(too_large, trunk, devices))
+
+
+def _orders(plan: ParallelPlan, trunk: TrunkCosts, devices: Devices) -> Iterator[ParallelPlan]:
+    """The plan, and with its stages on other ones of its devices, if these are unlike."""
+    yield plan
+    speeds = devices.speeds or [1.0] * plan.num_workers
+    kinds = [
+        (speed, devices.capacities.get(device))
+        for speed, device in zip(speeds, plan.devices, strict=True)
+    ]
+    if plan.stages == 1 or len(set(kinds)) == 1 or _is_roomy(plan, trunk, devices):
+        return
+    ranks = tuple(range(plan.num_workers))
+    orders: Iterable[tuple[int, ...]] = itertools.permutations(ranks)
+    if len(ranks) > MOST_PERMUTED:  # then one of them alone changes its place
+        orders = (
+            (*rest[:place], rank, *rest[place:])
+            for rank in ranks
+            for rest in [ranks[:rank] + ranks[rank + 1 :]]
+            for place in ranks
+        )
+    seen = {tuple(kinds)}
+    for order in orders:
+        key = tuple(kinds[rank] for rank in order)
+        if key not in seen:
+            seen.add(key)
+            yield dataclasses.replace(plan, order=order)
+
+
+def _is_roomy(plan: ParallelPlan, trunk: TrunkCosts, devices: Devices) -> bool:
+    """Whether all devices are equally fast, and none is too small for its stage."""
+    if len(set(devices.speeds)) > 1:
+        return False
+    return fit(plan, trunk, devices) == fit(plan, trunk, Devices(devices.speeds))
+
+
+def _as_listed_unless_slower(choice: Choice) -> float:
+    """Sorts the fastest order last, of nearly equal ones that in which devices are listed."""
+    return round(choice.speedup, 6) / (WORTH_AN_ORDER if choice.plan.order else 1.0)
 
 
 def _squeezed(

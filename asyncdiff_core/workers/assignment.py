@@ -18,8 +18,8 @@ def load_request(choice: Choice, place: Placement, skips: Skips) -> requests.Loa
     plan = choice.plan
 
     def ranks(stage: int) -> list[int]:
-        # One, or for the last one with a stride several.
-        places = plan.placements()
+        # One, or for the last one with a stride several, of which the copies come last.
+        places = sorted(plan.placements(), key=lambda p: p.lead)
         return [p.rank for p in places if (p.replica, p.stage) == (place.replica, stage)]
 
     stages = choice.cuts[place.replica]

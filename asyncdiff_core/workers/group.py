@@ -15,7 +15,7 @@ from ..algorithm.schedule import AsyncSchedule, Round, Work
 from ..algorithm.stages import Stage
 from ..log import get_logger
 from ..planning.plan import ParallelPlan
-from ..planning.planner import Choice, PlanRequest, Workload
+from ..planning.planner import Choice
 from ..reports.report import Evaluated, RunReport
 from ..settings import timeout_seconds
 from ..wire import requests
@@ -155,10 +155,7 @@ class WorkerGroup(Evaluator):
         with self.members.exchange.lock:
             self.members.require_whole()
             if choice is None:
-                same = self.plan
-                request = PlanRequest(same.devices, same.stages, same.replicas, same.stride)
-                work = Workload(1, 1, 0)
-                choice = self.planner.choose(request, work, args, kwargs, predicts=self.predicts)
+                choice = self.planner.keep(self.plan, args, kwargs, predicts=self.predicts)
             self.set_plan(choice.plan)
             self.holdings.load(choice)
 
@@ -255,7 +252,7 @@ class WorkerGroup(Evaluator):
         last, members = self.plan.stages - 1, []
         # What each does, and what the outermost stage of a fold does before.
         works: list[tuple[Work | None, Work | None]] = []
-        for member in self.members:
+        for member in sorted(self.members, key=lambda m: (m.placement.stage, m.placement.lead)):
             place = member.placement
             if place.replica == call.replica:
                 members.append(member)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..planning.fitting import Devices, TrunkCosts
+from ..planning.fitting import Devices, TrunkCosts, fit
+from ..planning.plan import ParallelPlan
 from ..planning.planner import Choice, PlanRequest, Workload, choose
 from ..wire import requests
 from .assignment import relative_speeds
@@ -72,20 +73,44 @@ class GroupPlanner:
             capacities: as of fitting.Devices; None: there is room for everything.
             may_stream: as for `planner.choose`.
         """
-        costs, limits = self.costs(args, kwargs), dict(capacities or {})
-        source = self._source
-        skips = source.nested_skips
-        key = request, workload, predicts, costs, skips, tuple(limits.items()), may_stream
+        trunk, limits = self._trunk(args, kwargs, predicts), dict(capacities or {})
+        key = request, workload, trunk, tuple(limits.items()), may_stream
         if key not in self._choices:
-            trunk = TrunkCosts(
-                *(costs, skips, predicts),
-                unit_bytes=source.unit_bytes or (0,) * len(costs),
-                shared_bytes=source.shared_bytes,
-            )
-            devices = Devices(relative_speeds(self._members.ready()), limits)
+            devices = self._devices(limits)
             found = choose(request, workload, trunk, devices, may_stream=may_stream)
             _keep(self._choices, key, found)
         return self._choices[key]
+
+    def keep(
+        self,
+        plan: ParallelPlan,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        predicts: bool = False,
+    ) -> Choice:
+        """`plan`, with its cuts for inputs of these shapes, if nothing is short of memory.
+
+        Args:
+            plan: of these workers.
+            args: of an evaluation.
+            kwargs: of an evaluation.
+            predicts: stages work on predicted latents.
+        """
+        trunk = self._trunk(args, kwargs, predicts)
+        if (plan, trunk) not in self._choices:
+            cuts = fit(plan, trunk, self._devices({}))
+            assert cuts is not None  # there is room for everything
+            _keep(self._choices, (plan, trunk), Choice(plan, cuts, 1.0))
+        return self._choices[plan, trunk]
+
+    def _trunk(self, args: tuple[Any, ...], kwargs: dict[str, Any], predicts: bool) -> TrunkCosts:
+        costs, source = self.costs(args, kwargs), self._source
+        sizes = source.unit_bytes or (0,) * len(costs)
+        return TrunkCosts(costs, source.nested_skips, predicts, sizes, source.shared_bytes)
+
+    def _devices(self, capacities: Mapping[str, int]) -> Devices:
+        return Devices(relative_speeds(self._members.ready()), capacities)
 
     def memory(self) -> dict[str, int]:
         """How many bytes the group may have of each device that has memory of its own.

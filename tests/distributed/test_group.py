@@ -352,7 +352,7 @@ def test_what_one_device_gives_back_the_others_keep(
     """Three workers, as if each had a card of its own."""
     group = shared_group("chain", 3)
     calls = batched("chain", 4)
-    expected, report = run(group, AsyncSchedule(), calls)
+    expected, _ = run(group, AsyncSchedule(), calls)
     group.holdings.set_patches("a", lambda stage: {"add": 0.01})
     patched, _ = run(group, AsyncSchedule(), calls)
     for rank, member in enumerate(group.members):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -105,9 +106,13 @@ def test_another_plan_on_the_same_workers() -> None:
     try:
         group.start()
         with torch.inference_mode():
-            for stages, replicas in ((2, 1), (1, 2), (2, 1)):
+            for stages, replicas, order in (
+                *((2, 1, ()), (1, 2, ()), (2, 1, ())),
+                (2, 1, (1, 0)),  # the first stage on the second device
+            ):
                 group.begin_run(AsyncSchedule(1))
-                group.set_plan(make_plan(devices, stages=stages, replicas=replicas))
+                plan = make_plan(devices, stages=stages, replicas=replicas)
+                group.set_plan(dataclasses.replace(plan, order=order))
                 group.prepare(*make_inputs("chain", 0))
                 (reference, *_) = oracles("chain", group)
                 reference.begin_run(AsyncSchedule(1))
@@ -117,5 +122,8 @@ def test_another_plan_on_the_same_workers() -> None:
                     assert torch.equal(group.evaluate_all([one])[0], expected)
                 group.end_run()
                 assert len(group.holdings.stages) == stages
+                assert [m.placement.stage for m in group.members] == (
+                    [0, 0] if replicas == 2 else list(order) or [0, 1]
+                )
     finally:
         group.close()

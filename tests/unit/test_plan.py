@@ -33,6 +33,22 @@ def test_a_stride_adds_copies_of_the_last_stage() -> None:
     assert [(p.stage, p.lead) for p in plan.placements()] == [(0, 0), (1, 0), (1, 1), (1, 2)]
 
 
+def test_stages_in_another_order_of_devices() -> None:
+    plan = ParallelPlan(GPUS, stages=2, stride=3, order=(3, 1, 0, 2))
+    assert plan.placements() == (
+        Placement(0, "cuda:0", replica=0, stage=1, lead=1),
+        Placement(1, "cuda:1", replica=0, stage=1),
+        Placement(2, "cuda:2", replica=0, stage=1, lead=2),
+        Placement(3, "cuda:3", replica=0, stage=0),
+    )
+
+
+@pytest.mark.parametrize("order", [(0,), (0, 1, 2, 2), (1, 2, 3, 4)])
+def test_an_order_names_each_worker_once(order: tuple[int, ...]) -> None:
+    with pytest.raises(PlanError, match="order has to name each worker once"):
+        ParallelPlan(GPUS, stages=4, order=order)
+
+
 @given(
     stages=st.integers(1, 6), replicas=st.integers(1, 4), stride=st.integers(1, 4), data=st.data()
 )

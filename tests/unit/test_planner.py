@@ -172,6 +172,32 @@ def test_slow_devices_get_less_and_count_as_slow() -> None:
     assert replicas.plan.stages == 2  # the slower replica would hold the other one up
 
 
+def test_the_stage_with_few_bytes_goes_to_the_small_device() -> None:
+    """The first stages of Flux have many bytes, and text encoders are on the first card."""
+    sizes = [2 * GIB] * 12 + [GIB] * 12
+    capacities = {"cuda:0": 13 * GIB, "cuda:1": 40 * GIB}
+    choice = chosen(TWO, unit_bytes=sizes, capacities=capacities)
+    assert choice.plan.order == (1, 0)
+    assert choice.cuts == ((((0, 12),), ((12, 24),)),)
+    assert choice.weights == {"cuda:0": 12 * GIB, "cuda:1": 24 * GIB}
+    assert "on cuda:1,cuda:0:" in str(choice)
+    # Not where it would be hardly faster.
+    capacities = {"cuda:0": 23 * GIB, "cuda:1": 40 * GIB}
+    choice = chosen(TWO, unit_bytes=sizes, capacities=capacities, num_sync=10)
+    assert choice.plan.order == () and choice.cuts == ((((0, 11),), ((11, 24),)),)
+
+
+def test_of_many_devices_one_changes_its_place() -> None:
+    names = tuple(f"cuda:{number}" for number in range(6))
+    request = PlanRequest(names, stages=6, is_auto=True)
+    sizes = [4 * GIB] * 4 + [GIB] * 4 + [4 * GIB] * 16
+    choice = chosen(request, unit_bytes=sizes, capacities={"cuda:0": 4 * GIB})
+    assert choice.plan.order == (1, 0, 2, 3, 4, 5)
+    assert choice.cuts == (
+        (((0, 4),), ((4, 8),), ((8, 12),), ((12, 16),), ((16, 20),), ((20, 24),)),
+    )
+
+
 def test_a_copy_of_the_last_stage_has_to_fit_too() -> None:
     request = PlanRequest(("a", "b", "c"), stages=2, stride=2)
     choice = chosen(request, capacities={"c": 8 * GIB})

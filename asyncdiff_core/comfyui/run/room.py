@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
@@ -25,6 +25,8 @@ log = get_logger("model")
 
 # After a device ran out of memory: how much of what weights took there they may take then.
 LESS = 0.75
+# How much of the speed it may cost that text encoders stay where they are.
+WORTH = 0.9
 # How much of a device activations may take before conds are evaluated one after the other.
 ACTIVATION_SHARE = 0.5
 
@@ -72,22 +74,7 @@ class Room:
         if shapes in group.choices:
             self._last = group.choices[shapes]
             return self._last
-        problem: PlanError | None = None
-        choice: Choice | None = None
-        for capacities, may_stream in self._attempts(group, call, key):
-            try:
-                choice = group.planner.choose(
-                    *(request, workload, *call.inputs),
-                    predicts=group.predicts,
-                    capacities=capacities,
-                    may_stream=may_stream,
-                )
-                break
-            except PlanError as error:
-                problem = error
-        if choice is None:
-            assert problem is not None
-            raise problem
+        choice = self._fitting(group, request, workload, call, key)
         if args.novram:
             choice = _all_streamed(choice)
         group.choices[shapes] = self._last = choice
@@ -95,20 +82,37 @@ class Room:
             log.info("%s: %s", group.source.name, choice)
         return choice
 
-    def _attempts(
-        self, group: WorkerGroup, call: ModelCall, key: Any
-    ) -> Iterator[tuple[Mapping[str, int], bool]]:
-        """Capacities to try one after the other, and whether what does not fit may be streamed."""
+    def _fitting(
+        self,
+        group: WorkerGroup,
+        request: PlanRequest,
+        workload: Workload,
+        call: ModelCall,
+        key: Any,
+    ) -> Choice:
+        def within(capacities: Mapping[str, int], *, may_stream: bool = False) -> Choice:
+            return group.planner.choose(
+                *(request, workload, *call.inputs),
+                predicts=group.predicts,
+                capacities=capacities,
+                may_stream=may_stream,
+            )
+
         if self._is_unlimited(group):
-            yield {}, False
-            return
-        # First beside everything that ComfyUI has on its own device from time to time.
-        yield self._capacities(group, call, beside_others=True), False
-        yield self._capacities(group, call), False
-        if POOL.unload_others(key):
-            log.info("%s: idle models gave their memory back for it", group.source.name)
-            yield self._capacities(group, call), False
-        yield self._capacities(group, call), not (args.highvram or args.gpu_only)
+            return within({})
+        try:
+            alone = within(self._capacities(group, call))
+            try:
+                # Beside everything that ComfyUI has on its own device from time to time.
+                beside = within(self._capacities(group, call, beside_others=True))
+            except PlanError:
+                return alone
+            return beside if beside.speedup >= WORTH * alone.speedup else alone
+        except PlanError:
+            if POOL.unload_others(key):
+                log.info("%s: idle models gave their memory back for it", group.source.name)
+        may_stream = not (args.highvram or args.gpu_only)
+        return within(self._capacities(group, call), may_stream=may_stream)
 
     def _is_unlimited(self, group: WorkerGroup) -> bool:
         limits = {**memory_limits(), **group.limits}
