@@ -54,8 +54,8 @@ class FreeStageModel:
     def verify(self) -> None:
         pass
 
-    def unload(self) -> None:
-        pass
+    def unload(self, waits: bool = False) -> int:
+        return 0
 
     def patch(self, payload: Any) -> None:
         pass

@@ -217,9 +217,10 @@ class ToyStageModel:
     def verify(self) -> None:
         pass
 
-    def unload(self) -> None:
+    def unload(self, waits: bool = False) -> int:
         self._owned, self._original = [], {}
         self.__dict__.pop("staged", None)
+        return 7 if waits else 0
 
     def keep(self, key: str, payload: Any) -> None:
         raise NotImplementedError

@@ -11,15 +11,20 @@ from ..errors import RequestError, few
 from ..settings import max_groups, timeout_seconds
 from ..workers.status import group_status
 from .run.history import last_errors, last_run
+from .run.machine import describe_machine
 from .run.pool import POOL
 
 
 def status() -> dict[str, Any]:
     """All groups and their workers, the last run and errors, and the limits, as plain data."""
+    groups = [{**group_status(group), "references": number} for group, number in POOL.groups()]
+    if groups:
+        free = {one["name"]: one["free_bytes"] for one in describe_machine()["devices"]}
+        for group in groups:
+            for worker in group["workers"]:
+                worker["free_bytes"] = free.get(worker["device"])
     return {
-        "groups": [
-            {**group_status(group), "references": references} for group, references in POOL.groups()
-        ],
+        "groups": groups,
         "last_run": last_run(),
         "last_errors": last_errors(),
         "limits": {"max_groups": max_groups(), "timeout_seconds": timeout_seconds()},

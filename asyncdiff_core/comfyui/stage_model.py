@@ -13,6 +13,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 
 import comfy.model_management  # noqa: E402
+import psutil  # noqa: E402
 import torch  # noqa: E402
 from torch.utils import _pytree as pytree  # noqa: E402
 
@@ -51,11 +52,14 @@ from .patches.compilation import Compilation  # noqa: E402
 from .patches.flags import with_flags  # noqa: E402
 from .patches.object_patches import PatchedObjects  # noqa: E402
 from .patches.weight_hooks import HOOK, StageHooks  # noqa: E402
-from .patches.weight_patches import MODEL_PREFIX, put_in_force  # noqa: E402
+from .patches.weight_patches import MODEL_PREFIX, put_in_force, take_out_of_force  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
 # replaces it, as in ComfyUI; above, it would only cost memory.
 MIN_META_NUMEL = 2**16
+
+# Of the memory that is free, the most that weights that left their device may take.
+RAM_SHARE = 0.5
 
 
 class ComfyStageModel:
@@ -80,6 +84,9 @@ class ComfyStageModel:
         self._patched: PatchedObjects | None = None
         self._stage: Stage = ()
         self._streaming = Streaming(device, None)
+        self._budget: int | None = None
+        # What weights that have left the device, and are in the host's memory, are of.
+        self._waiting: tuple[Stage, int | None] | None = None
         self._not_zero: set[str] = set()  # names of weights, as they were loaded
         self._compilation: Compilation | None = None
         self.staged: StagedModel
@@ -118,6 +125,10 @@ class ComfyStageModel:
 
     def load(self, stage: Stage, budget: int | None) -> tuple[int, int, int]:
         """Load the units of `stage` and the parts outside the trunk to the device."""
+        if self._waiting is not None and self._waiting == (stage, budget):
+            self._waiting = None
+            self._streaming.patch(self._patcher)
+            return self._bytes()
         self.unload()
         streaming = Streaming(self._device, budget)
         trunk: Trunk | None = None
@@ -157,8 +168,14 @@ class ComfyStageModel:
         self._put_code_patches_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         self._patched = PatchedObjects(patcher.model, self.staged, stage)
-        owned = parameter_bytes(trunk.units[index].module for index in held)
-        return owned, parameter_bytes([model]) - owned, streaming.streamed_bytes(model)
+        self._budget = budget
+        return self._bytes()
+
+    def _bytes(self) -> tuple[int, int, int]:
+        """Of the weights of the units, of the shared parts, and of what is streamed."""
+        model, trunk = self._patcher.model.diffusion_model, self.staged.trunk
+        owned = parameter_bytes(trunk.units[index].module for index in units_of(self._stage))
+        return owned, parameter_bytes([model]) - owned, self._streaming.streamed_bytes(model)
 
     def verify(self) -> None:
         """See that no weight is all zeros that is not so in the file.
@@ -179,12 +196,26 @@ class ComfyStageModel:
                 "AsyncDiff: use the MODEL without it, and please report it with the worker's log."
             )
 
-    def unload(self) -> None:
+    def unload(self, waits: bool = False) -> int:
         """Give the memory of the weights back."""
+        if waits and self._patcher is not None and self._may_wait():
+            self.compile(None)
+            take_out_of_force(self._patcher, torch.device("cpu"))
+            self._waiting = self._stage, self._budget
+            comfy.model_management.soft_empty_cache()
+            return sum(self._bytes()[:2])
+        self._waiting = None
         self._patcher = self._compilation = self._patched = None
         self.__dict__.pop("staged", None)
         gc.collect()
         comfy.model_management.soft_empty_cache()
+        return 0
+
+    def _may_wait(self) -> bool:
+        """Whether weights that leave the device have a place in the host's memory."""
+        if self._device.type == "cpu":
+            return False  # they are there
+        return sum(self._bytes()[:2]) < RAM_SHARE * psutil.virtual_memory().available
 
     def patch(self, payload: Any) -> None:
         """Put the weight patches of `payload` in force, with ComfyUI's own code."""

@@ -103,7 +103,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Unload:
-    """Give the memory of the weights back."""
+    """Give the memory of the weights back.
+
+    With `waits` they may wait in the host's memory, where there is room, for the next Load.
+    """
+
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,13 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Unloaded:
+    """Answer to Unload: how many bytes wait in the host's memory."""
+
+    waiting_bytes: Number
+
+
+@dataclass(frozen=True)
 class Memory:
     """Answer to MeasureMemory: bytes that are free on the device, and that this worker has there.
 
@@ -237,7 +249,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Done:
-    """Answer to Patch, Compile, Keep and Unload."""
+    """Answer to Patch, Compile and Keep."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +302,20 @@ _TYPES = {
     for cls in (
         *(Configure, Connect, MeasureCosts, Import, Load, Unload, Patch, Compile, Keep, Evaluate),
         *(EndRun, Stop, MeasureMemory),
-        *(Ready, Connected, Costs, Imported, Memory, Loaded, Done, Result, RunEnded, Beat, Failed),
+        *(
+            Ready,
+            Connected,
+            Costs,
+            Imported,
+            Memory,
+            Loaded,
+            Unloaded,
+            Done,
+            Result,
+            RunEnded,
+            Beat,
+            Failed,
+        ),
     )
 }
 

@@ -63,6 +63,11 @@ class Holdings:
         """Whether a worker on this device holds its stage."""
         return any(m.stage and m.process.device == device for m in self._members)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over for what they hold, and why."""
+        return self._choice.notes if self._choice else ()
+
     def bytes_on(self, device: str) -> int:
         """What the weights take of this device."""
         held = [m.loaded for m in self._members if m.stage and m.process.device == device]
@@ -107,6 +112,7 @@ class Holdings:
         self._going_on, self._choice = None, choice
         for member, answer in zip(asked, answers, strict=True):
             place = member.placement
+            member.waiting_bytes = 0
             member.stage, member.loaded = choice.cuts[place.replica][place.stage], answer
         log.info(
             "%s cut into %d stages: %s (%.1f s)",
@@ -120,12 +126,17 @@ class Holdings:
         """Have workers give the memory of their weights back; how many bytes they held.
 
         Args:
-            device: of those on this one; None: of all.
+            device: of those on this one, where they may wait in the host's memory; None: of all.
         """
         if self._going_on is not None:
             asked, self._going_on = list(self._members), None
         else:
-            asked = [m for m in self._members if m.stage and device in (None, m.process.device)]
+            asked = [
+                m
+                for m in self._members
+                if (m.stage and device in (None, m.process.device))
+                or (m.waiting_bytes and device is None)
+            ]
         if not asked:
             return 0
         # What is still being loaded is held as well, but nobody knows how much it is.
@@ -133,8 +144,10 @@ class Holdings:
         held = sum(map(self.bytes_on, devices)) or 1
         for member in asked:
             member.forget()
-        ticket = self._members.post([Unload()] * len(asked), asked)
-        self._members.collect(ticket, asked, LOAD_SECONDS, poll=False)
+        ticket = self._members.post([Unload(waits=device is not None)] * len(asked), asked)
+        answers = self._members.collect(ticket, asked, LOAD_SECONDS, poll=False)
+        for member, answer in zip(asked, answers, strict=True):
+            member.waiting_bytes = answer.waiting_bytes
         return held
 
     def restore(self) -> None:

@@ -46,10 +46,12 @@ class Member:
     stage: Stage = ()
     loaded: Loaded = field(default_factory=lambda: Loaded(0, 0, 0))
     in_force: dict[str, Any] = field(default_factory=dict)  # on its stage; nothing as loaded
+    waiting_bytes: int = 0  # of weights that it gave back, and still has in the host's memory
 
     def forget(self) -> None:
         """It holds nothing."""
         self.stage, self.loaded, self.in_force = (), Loaded(0, 0, 0), {}
+        self.waiting_bytes = 0
 
     def report(self, source: ModelSource, answer: RunEnded) -> WorkerReport:
         """What it is, and what it did in a sampling run that has ended."""

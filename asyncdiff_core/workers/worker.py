@@ -82,8 +82,15 @@ class StageModel(Protocol):
     def verify(self) -> None:
         """See that the weights that are held are those that were loaded."""
 
-    def unload(self) -> None:
-        """Give the memory of the weights back."""
+    def unload(self, waits: bool = False) -> int:
+        """Give the memory of the weights back.
+
+        Args:
+            waits: they may wait in the host's memory, for the next `load` of the same.
+
+        Returns:
+            How many bytes do.
+        """
 
     def patch(self, payload: Any) -> None:
         """Replace the weight patches in force by those of `payload`, which may be empty."""
@@ -199,11 +206,11 @@ class Worker:
         self._load, self._is_new = request, True
         return requests.Loaded(owned, shared, resident_bytes(), streamed)
 
-    def _unload(self, request: requests.Unload) -> requests.Done:
+    def _unload(self, request: requests.Unload) -> requests.Unloaded:
         self._load = requests.Load(())
         with self._activations.except_for():
-            self._model.unload()
-        return requests.Done()
+            waiting_bytes = self._model.unload(request.waits)
+        return requests.Unloaded(waiting_bytes)
 
     def _measure_memory(self, request: requests.MeasureMemory) -> requests.Memory:
         return requests.Memory(*device_memory(self._device))

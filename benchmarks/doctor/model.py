@@ -97,9 +97,10 @@ class DoctorModel:
     def verify(self) -> None:
         pass
 
-    def unload(self) -> None:
+    def unload(self, waits: bool = False) -> int:
         self._owned = []
         self.__dict__.pop("staged", None)
+        return 0
 
     def patch(self, payload: Any) -> None:
         pass

@@ -373,6 +373,7 @@ def test_what_one_device_gives_back_the_others_keep(
     assert not group.holdings.are_loaded and not group.holdings.are_on("cuda:1")
     assert group.holdings.are_on("cuda:0") and group.holdings.are_on("cuda:2")
     assert asked == [("Unload", 1)]
+    assert group.members[1].waiting_bytes == 7  # they may wait where they are at hand
 
     # It alone loads again, and is patched again.
     asked.clear()
@@ -388,7 +389,13 @@ def test_what_one_device_gives_back_the_others_keep(
     group.restore()
     group.holdings.set_patches("a", lambda stage: {"add": 0.01})
     assert equal([group.evaluate(*one) for one in calls[2:]], patched[2:])
+    assert group.unload("cuda:1")
     group.end_run()
+    # What waits is given back as well where everything is.
+    asked.clear()
+    assert group.unload() and [rank for _, rank in asked] == [0, 1, 2]
+    assert not any(member.waiting_bytes for member in group.members)
+    group.restore()
     group.holdings.set_patches("none", lambda stage: None)
 
 

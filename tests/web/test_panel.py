@@ -48,6 +48,7 @@ def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[s
             **{"unit_names": [[f"blocks.{rank}", f"blocks.{rank}"]], "state": "waiting"},
             "device_name": "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
             **{"weight_bytes": 9 << 30, "shared_bytes": 1 << 20, "resident_bytes": 3 << 30},
+            **{"streamed_bytes": rank << 30, "free_bytes": 11 << 30 if rank else None},
             **{"activation_bytes": 5 << 29, "log_file": f"/tmp/worker-{rank}.log"},
         }
         for rank in range(num)
@@ -56,7 +57,7 @@ def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[s
     run = {"prompt_id": "one", "node_id": "5", "warm_up": 1, "steps": steps, "evaluations": 0}
     name = "a checkpoint with a name of no use to anybody, but of a considerable length.safetensors"
     one = {"model": "Flux", "files": [name], "state": "sampling", "links": "ring"}
-    one |= {"last_error": None}
+    one |= {"last_error": None, "notes": ["8 replicas x 1 stages do not fit (cuda:0 needs ..)"]}
     one |= {"id": "g1", "plan": plan, "references": 1, "run": {**run, "mode": None}} | group
     spans = [
         {"index": i, "lane": 0, "mode": "sync" if i < 1 else "async", "start": i / 10}
@@ -86,6 +87,10 @@ def test_many_workers_in_a_narrow_panel_and_a_long_run(page: Canvas) -> None:
     cards, bars = page.page.locator(CARDS), panel.locator(".ad-bar")
     expect(cards).to_have_count(16)
     expect(cards.nth(7)).to_contain_text("Activations2.5 GiB")
+    expect(cards.nth(7)).to_contain_text("Weights9.0 GiB7.0 GiB in the host's memory")
+    expect(cards.nth(7)).to_contain_text("Device11 GiB free")
+    expect(cards.nth(0)).to_contain_text("Device\u2013")
+    expect(panel).to_contain_text("8 replicas x 1 stages do not fit")
     for width in (310, 220):
         panel.evaluate("(panel, width) => (panel.style.width = `${width}px`)", width)
         wide = panel.evaluate(

@@ -112,6 +112,7 @@ export class Panel {
           .join(" · "),
       ),
       group.workers.length ? planPicture(group) : null,
+      ...group.notes.map((note) => h("div.ad-faint", {}, note)),
       group.run ? progress(group.run) : null,
       h("div.ad-cards", {}, ...group.workers.map((w) => workerCard(w, lastRun(w), length, openLog(w)))),
     );

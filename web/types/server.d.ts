@@ -5,6 +5,8 @@ export interface Plan {
   stages: number;
   replicas: number;
   stride: number;
+  /** The worker of each place; empty: in turn. */
+  order: number[];
 }
 
 /** A worker of a group. */
@@ -20,7 +22,11 @@ export interface Worker {
   num_units: number;
   state: "starting" | "loading" | "idle" | "computing" | "waiting" | "stopped";
   weight_bytes: number;
+  /** Of the weights, what is kept in the host's memory. */
+  streamed_bytes: number;
   activation_bytes: number;
+  /** What is free on the device; null where nothing tells. */
+  free_bytes: number | null;
   resident_bytes: number;
   log_file: string;
 }
@@ -43,6 +49,8 @@ export interface Group {
   files: string[];
   state: "starting" | "idle" | "loading" | "sampling" | "parked" | "broken";
   plan: Plan;
+  /** What was passed over for this plan, and why. */
+  notes: string[];
   run: Run | null;
   links: "ring" | "nccl" | "socket" | null;
   last_error: string | null;

@@ -29,7 +29,8 @@ class Streaming:
     def __init__(self, device: torch.device, budget: int | None) -> None:
         self._device = device
         self._budget = budget
-        self._in_file: set[str] = set()  # names of parameters
+        # Parts of the mapped file, by the names of parameters that may be streamed.
+        self._in_file: dict[str, torch.Tensor] = {}
 
     def value(
         self, model: torch.nn.Module, key: str, tensor: torch.Tensor, like: torch.Tensor | None
@@ -41,7 +42,7 @@ class Streaming:
             can_cast = hasattr(model.get_submodule(layer), "comfy_cast_weights")
             is_same = (tensor.shape, tensor.dtype) == (like.shape, like.dtype)
             if can_cast and is_same and name in ("weight", "bias"):
-                self._in_file.add(key)
+                self._in_file[key] = tensor
                 return tensor
         # What goes to a GPU needs no second place in the host's memory.
         return as_loaded(tensor, like, copy=on_cpu)
@@ -59,7 +60,7 @@ class Streaming:
     def streamed_bytes(self, model: torch.nn.Module) -> int:
         """How many bytes of the weights of `model` are not on the device."""
         if self._device.type == "cpu":
-            return sum(p.nbytes for name, p in model.named_parameters() if name in self._in_file)
+            return sum(p.nbytes for key, p in model.named_parameters() if self._is_in_file(key, p))
         return sum(p.nbytes for p in model.parameters() if p.device != self._device)
 
     def _take_from_file(self, model: torch.nn.Module) -> None:
@@ -74,10 +75,17 @@ class Streaming:
                     continue
                 if hasattr(module, "prev_comfy_cast_weights"):  # ComfyUI streams it
                     getattr(module, f"{own}_function").insert(0, _as_it_is)
-                else:
-                    copied = as_loaded(parameter, parameter)
-                    setattr(module, own, torch.nn.Parameter(copied, requires_grad=False))
-                    self._in_file.remove(key)
+                    _put(module, own, self._in_file[key])
+                elif self._is_in_file(key, parameter):
+                    _put(module, own, as_loaded(parameter, parameter))
+
+    def _is_in_file(self, key: str, parameter: torch.Tensor) -> bool:
+        place = self._in_file.get(key)
+        return place is not None and place.data_ptr() == parameter.data_ptr()
+
+
+def _put(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
 
 
 def _as_it_is(weight: torch.Tensor) -> torch.Tensor:

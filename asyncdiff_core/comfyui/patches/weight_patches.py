@@ -85,7 +85,7 @@ def pack_patches(
 def put_in_force(patcher: Any, payload: Any, device: Any, streaming: Streaming) -> None:
     """In a worker: have the weights of `patcher` as `pack_changes` was told."""
     changed = pickling.unpack(payload, device)
-    patcher.unpatch_model(device_to=None)  # restores the original weights exactly
+    take_out_of_force(patcher)
     patcher.patches, patcher.weight_wrapper_patches, casts, dtype, functions = changed
     patcher.force_cast_weights = casts
     patcher.object_patches = {"manual_cast_dtype": dtype} if casts else {}
@@ -93,6 +93,13 @@ def put_in_force(patcher: Any, payload: Any, device: Any, streaming: Streaming) 
         for place, function in functions.items():
             stack.callback(replaced.put, place, replaced.put(place, function))
         streaming.patch(patcher)
+
+
+def take_out_of_force(patcher: Any, device: Any = None) -> None:
+    """In a worker: have weights as they were loaded, and on `device` if there is one."""
+    patcher.unpatch_model(device_to=device)  # restores the original weights exactly
+    patcher.patches, patcher.weight_wrapper_patches = {}, {}
+    patcher.force_cast_weights, patcher.object_patches = False, {}
 
 
 def unknown_kinds(patches: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -101,6 +101,20 @@ def main(comfyui: str, pack: str, folder: str) -> None:
                 held[f"{name}: memory"] = grown <= stays + 16 * MIB
                 for step, (one, other) in enumerate(zip(found, wanted, strict=True)):
                     held[f"{name}: bits {step}"] = torch.equal(one, other)
+            # What leaves a device may wait in the host's memory; here as if this were no CPU.
+            stages._may_wait = lambda: True
+            stages.patch(changes(0.1))
+            held[f"{name}: waits"] = stages.unload(waits=True) == owned + shared
+            loader_of, stages._loader = stages._loader, None  # nothing is read again
+            held[f"{name}: the same bytes"] = stages.load(whole, budget) == (
+                *(owned, shared, streamed),
+            )
+            stages._loader = loader_of
+            for step, (one, other) in enumerate(zip(outputs(stages), wanted, strict=True)):
+                held[f"{name}: bits {step} after it came back"] = torch.equal(one, other)
+            held[f"{name}: another stage is read"] = (
+                stages.unload(waits=True) > stages.load(((0, 2),), budget)[0] > 0
+            )
             limits[name] = (owned + shared, streamed, grown)
             stages.unload()
     print({k: [x // MIB for x in v] for k, v in limits.items()}, file=sys.stderr)
