@@ -113,12 +113,13 @@ class Faults:
             prompt = self._watch.send(lab.fresh(self._sent))
         outcome = prompt.end(START_SECONDS)
         seconds = outcome.seconds - (injected - prompt.sent)
-        if moment in ("start", "load") and prompt.steps_done:
+        told = self._told_since(victim) if kind.may_succeed else ""
+        if moment in ("start", "load") and prompt.steps_done and not told:
             raise MissedError(f"{moment}: it had begun to sample")
         problems = []
         if outcome.kind == "execution_success":
             cell = "works"
-            if kind.may_succeed and (told := self._told_since(victim)):
+            if told:
                 cell = f"works by another plan, {max(0.0, seconds):.1f} s"
                 problems += wrong_with(told, kind, rank)
                 problems += self._differs_from_its_plan(prompt)
