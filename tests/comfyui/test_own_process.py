@@ -53,3 +53,10 @@ def test_weights_that_stay_in_the_file(comfyui_path: Path, tmp_path: Path) -> No
     held = run(FOLDER / "streaming.py", comfyui_path, REPO_ROOT, tmp_path, timeout=280)
     assert len(held) == 3 + 3 * 7 + 4 * 7
     assert [name for name, value in held.items() if not value] == []
+
+
+def test_what_is_given_back_and_tried_again(comfyui_path: Path) -> None:
+    """Pressure on ComfyUI's own device, and a device that runs out of memory."""
+    held = run(FOLDER / "pressure.py", comfyui_path, REPO_ROOT, timeout=280)
+    assert len(held) == 28
+    assert [name for name, value in held.items() if not value] == []
