@@ -243,7 +243,11 @@ def as_meta(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
 
 
 def as_loaded(
-    tensor: torch.Tensor, like: torch.Tensor | None, *, copy: bool = True
+    tensor: torch.Tensor,
+    like: torch.Tensor | None,
+    *,
+    copy: bool = True,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """`tensor`, of a file, with the type and the memory format of `like`, which it replaces.
 
@@ -251,6 +255,7 @@ def as_loaded(
         tensor: what the file has.
         like: what the model has; None if it has nothing of the kind.
         copy: a copy, where ComfyUI would make one.
+        device: where a copy is made.
     """
     # Layers that may be quantised take a part of the mapped file as their weight. Where it begins
     # is seen in the last bits of what a CPU computes. And wrong shapes are ComfyUI's to complain.
@@ -258,7 +263,7 @@ def as_loaded(
         return tensor
     if not copy and (like.dtype, like.stride()) == (tensor.dtype, tensor.stride()):
         return tensor
-    return torch.empty_like(like, device="cpu").copy_(tensor)
+    return torch.empty_like(like, device=device).copy_(tensor)
 
 
 def is_zero(tensor: torch.Tensor) -> bool:

@@ -44,8 +44,10 @@ class Streaming:
             if can_cast and is_same and name in ("weight", "bias"):
                 self._in_file[key] = tensor
                 return tensor
-        # What goes to a GPU needs no second place in the host's memory.
-        return as_loaded(tensor, like, copy=on_cpu)
+        # What goes to a GPU needs no second place in the host's memory, nor does what becomes of
+        # another type on its way.
+        place = self._device if self._budget is None else "cpu"
+        return as_loaded(tensor, like, copy=on_cpu, device=place)
 
     def patch(self, patcher: Any) -> None:
         """Have the weights of `patcher`, a ModelPatcher, on the device, with its patches."""

@@ -29,6 +29,7 @@ def main(comfyui: str, pack: str, folder: str) -> None:
     from asyncdiff_core.algorithm.stage import Neighbours
     from asyncdiff_core.comfyui.model.loading import Loader
     from asyncdiff_core.comfyui.model.skeleton import build_skeleton
+    from asyncdiff_core.comfyui.model.streaming import Streaming
     from asyncdiff_core.comfyui.patches.pickling import WorkerView
     from asyncdiff_core.comfyui.patches.weight_patches import WeightChanges, pack_changes
     from asyncdiff_core.comfyui.run.launch import spec_of
@@ -117,6 +118,16 @@ def main(comfyui: str, pack: str, folder: str) -> None:
             )
             limits[name] = (owned + shared, streamed, grown)
             stages.unload()
+    # Of another type, it goes straight to a device that has its own memory.
+    layer = torch.nn.Linear(2, 3)
+    for budget, kind in ((None, "meta"), (5, "cpu")):
+        other = Streaming(torch.device("meta"), budget)
+        value = other.value(layer, "weight", layer.weight.data.half(), layer.weight)
+        held[f"another type, {budget}: where it is made"] = value.device.type == kind
+        value = other.value(layer, "weight", layer.weight.data, layer.weight)
+        held[f"its own type, {budget}: stays in the file"] = (
+            value.data_ptr() == layer.weight.data_ptr()
+        )
     print({k: [x // MIB for x in v] for k, v in limits.items()}, file=sys.stderr)
     print(json.dumps(held))
 
