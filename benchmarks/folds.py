@@ -172,6 +172,19 @@ class Comparison:
                     f"| {shown:.0%} |",
                     flush=True,
                 )
+        whole = (((0, len(trunk.units)),),)
+        for number, warm_up in itertools.product((2, 3), (1, 3, 5)):
+            oracle = Oracle(staged, whole, number)
+            oracle.begin_run(AsyncSchedule(warm_up, prediction=True))
+            latents, shown = self._sample(functools.partial(evaluate, oracle), num_steps)
+            oracle.end_run()
+            ideal = num_steps / (warm_up + -(-(num_steps - warm_up) // number))
+            psnr = psnr_of(latents, reference)
+            print(
+                f"| {number} in time | none | draft | {warm_up} | {ideal:.2f}x | {psnr} "
+                f"| {shown:.0%} |",
+                flush=True,
+            )
         for fewer in (19, 17, 15, 12):
             latents, shown = self._sample(self.model, fewer)
             psnr, ideal = psnr_of(latents, reference), num_steps / fewer

@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from ..errors import UnspreadableError
 from ..log import get_logger
 from .patches import compilation
+from .run.forecast import is_steady
 from .run.node_text import show_on_node
 
 log = get_logger()
@@ -53,6 +54,9 @@ def or_else_with_less(executor: Any, *args: Any, **kwargs: Any) -> Any:
     if remote is None:
         return executor(*args, **kwargs)
     conds = _copied(guider.conds)
+    # As `outer_sample` has them: noise, latent, sampler, sigmas, denoise_mask.
+    sampler, mask = ((*args, *[None] * 5)[index] for index in (2, 4))
+    remote.is_steady = is_steady(sampler, kwargs.get("denoise_mask", mask))
     try:
         return executor(*args, **kwargs)
     except comfy.model_management.OOM_EXCEPTION as error:

@@ -60,6 +60,20 @@ class PlanRequest:
                     continue
         return tuple(plans) or (self._plan(self.replicas),)
 
+    def in_time(self) -> tuple[ParallelPlan, ...]:
+        """Plans whose devices all hold the whole model, and take consecutive evaluations.
+
+        They are a stride without stages: all but the first of a round work on predicted latents.
+        """
+        number = len(self.devices)
+        if not self.is_auto or self.stride > 1 or self.stages > 1:
+            return ()
+        return tuple(
+            make_plan(self.devices, stages=1, replicas=replicas, stride=number // replicas)
+            for replicas in range(number // 2, 0, -1)
+            if not number % replicas and self.replicas in (0, replicas)
+        )
+
     def _plan(self, replicas: int) -> ParallelPlan:
         return make_plan(self.devices, stages=self.stages, replicas=replicas, stride=self.stride)
 
@@ -105,12 +119,14 @@ class Workload:
         num_sync: of these, the synchronous ones.
         latents: of a cond, if each is evaluated by itself: in synchronous evaluations they pass the
             stages one behind the other.
+        is_foreseen: its evaluations are known before they come, and can be made of drafts.
     """
 
     num_conds: int
     steps: int
     num_sync: int
     latents: int = 0
+    is_foreseen: bool = False
 
 
 def predicted_speedup(
@@ -178,9 +194,10 @@ def choose(
 ) -> Choice:
     """The fastest plan that `request` allows and that fits.
 
-    Of equally fast ones, that with the most replicas that have something to do, and then that with
-    the most stages, which needs the least memory per device. If none fits, the one that lacks
-    least: weights that have no room stay in the host's memory, and are streamed.
+    Of equally fast ones, that with the most replicas that have something to do; then one whose
+    devices take evaluations in time, which is nearer to the synchronous result than stages are; and
+    then that with the most stages, which needs the least memory per device. If none fits, the one
+    that lacks least: weights that have no room stay in the host's memory, and are streamed.
 
     Args:
         request: what was asked for.
@@ -195,6 +212,8 @@ def choose(
     """
     plans = [p for p in request.candidates() if p.stages <= len(trunk.costs)]
     plans = plans or list(request.candidates()[-1:])
+    if workload.is_foreseen and trunk.predicts:
+        plans += request.in_time()
     choices, too_large = [], []
     for plan in plans:
         found = [
@@ -210,10 +229,11 @@ def choose(
     if not choices:
         return _squeezed(too_large, workload, trunk, devices, may_stream=may_stream)
 
-    def merit(choice: Choice) -> tuple[float, int, int]:
+    def merit(choice: Choice) -> tuple[float, int, bool, int]:
         plan = choice.plan
         work = workload.num_conds if workload.num_conds > 1 else max(1, workload.latents)
-        return round(choice.speedup, 6), min(plan.replicas, work), plan.stages
+        in_time = plan.stride > request.stride
+        return round(choice.speedup, 6), min(plan.replicas, work), in_time, plan.stages
 
     best = max(choices, key=merit)
     return dataclasses.replace(best, notes=_notes(too_large, trunk, devices))

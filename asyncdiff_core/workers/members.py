@@ -206,19 +206,28 @@ class Members(Sequence[Member]):
             self._num_attempts += 1
             request = Connect(one, self._num_attempts)
             answers = self.request([request] * len(self), CONNECT_SECONDS)
-            trouble = next((answer.trouble for answer in answers if answer.trouble), None)
-            if trouble is None:
+            found = [
+                (member, answer.trouble)
+                for member, answer in zip(self, answers, strict=True)
+                if answer.trouble
+            ]
+            if not found:
                 self.links = one
                 if len(self) > 1:
                     log.info("%s: workers are connected by %s", self._source.name, one)
                 return
+            member, trouble = found[0]
             troubles.append(f"{one}: {trouble}")
-            log.warning("%s: workers cannot be connected by %s", self._source.name, troubles[-1])
+            log.warning(
+                "%s: workers cannot be connected by %s (%s)",
+                *(self._source.name, troubles[-1], member.process),
+            )
         with self.exchange.breaks():
-            raise WorkerLinkError(
-                "The workers cannot be connected with each other ("
+            raise member.process.failed(
+                "the workers cannot be connected with each other ("
                 + "; ".join(troubles)
-                + "). Use fewer devices, or another ASYNCDIFF_BACKEND."
+                + "). Use fewer devices, or another ASYNCDIFF_BACKEND.",
+                WorkerLinkError,
             )
 
     def close(self) -> None:

@@ -76,14 +76,19 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
     noise = torch.randn(empty.shape, generator=generator)
 
     def sample(
-        model: object, unbatched: bool, sampler: str = "euler", number: int = 7, **kwargs: float
+        model: object,
+        unbatched: bool,
+        sampler: str = "euler",
+        number: int = 7,
+        cfg: float = 4.0,
+        **kwargs: float,
     ) -> torch.Tensor:
         if unbatched:
             model = model.clone()
             # ComfyUI then finds no room for cond and uncond in one batch.
             model.get_free_memory = lambda device: 0
         return comfy.sample.sample(
-            *(model, noise, number, 4.0, sampler, "normal", positive, negative, empty),
+            *(model, noise, number, cfg, sampler, "normal", positive, negative, empty),
             **{"seed": 5, **kwargs},
         )
 
@@ -150,6 +155,28 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
                 held["replicas alone equal stock"] = torch.equal(
                     sample(with_schedule(model, AsyncSchedule(1)), unbatched=False), stock
                 )
+        # With one cond `auto` has devices take consecutive evaluations, where these are foreseen.
+        model = parallelize(stock_model, plan_for("auto"))
+        one = {"unbatched": False, "cfg": 1.0}
+        stock = sample(stock_model, **one)
+        for sampler, predicts, expected in (
+            ("euler", True, (1, 2)),
+            ("dpmpp_2m", True, (1, 2)),
+            ("uni_pc", True, (1, 2)),
+            ("euler", False, (2, 1)),
+            ("heun", True, (2, 1)),
+            ("euler_ancestral", True, (2, 1)),
+        ):
+            schedule = AsyncSchedule(2, prediction=predicts)
+            ours = sample(with_schedule(model, schedule), sampler=sampler, **one)
+            group = POOL.peek(model.remote.key)
+            name = f"auto, one cond, {sampler}{' draft' if predicts else ''}"
+            held[f"{name}: the plan"] = (group.plan.stages, group.plan.stride) == expected
+            oracle = oracle_model(group.holdings.stages, schedule, group.plan.stride)
+            reference = sample(oracle, sampler=sampler, **one)
+            held[f"{name} equals oracle"] = torch.equal(ours, reference)
+        full = sample(with_schedule(model, AsyncSchedule(steps, prediction=True)), **one)
+        held["auto, one cond, full warm-up equals stock"] = torch.equal(full, stock)
     POOL.close()
     print(json.dumps(held))
 

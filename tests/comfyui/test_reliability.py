@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks a
 # Every kind of moment, and every kind of fault that does not end as a signal does.
 CASES = [
     ("SIGSEGV", "start"),
-    ("control", "load"),
-    ("link", "warm-up"),
+    ("control", "warm-up"),
+    ("link", "load"),
     ("hang", "async"),
     ("memory", "async"),
     ("garbage", "idle"),

@@ -68,11 +68,12 @@ def chosen(
     **memory: object,
 ) -> Choice:
     """What is chosen: units of one GiB each, where `memory` says nothing else."""
+    is_foreseen = bool(memory.pop("is_foreseen", False))
     streams = {"may_stream": memory.pop("may_stream")} if "may_stream" in memory else {}
     capacities = memory.pop("capacities", {})
     speeds = memory.pop("speeds", ())
     trunk = TrunkCosts(costs, **{"unit_bytes": [GIB] * len(costs), **memory})
-    workload = Workload(num_conds, steps, num_sync)
+    workload = Workload(num_conds, steps, num_sync, is_foreseen=is_foreseen)
     return choose(request, workload, trunk, Devices(speeds, capacities), **streams)
 
 
@@ -185,6 +186,40 @@ def test_the_stage_with_few_bytes_goes_to_the_small_device() -> None:
     capacities = {"cuda:0": 23 * GIB, "cuda:1": 40 * GIB}
     choice = chosen(TWO, unit_bytes=sizes, capacities=capacities, num_sync=10)
     assert choice.plan.order == () and choice.cuts == ((((0, 11),), ((11, 24),)),)
+
+
+def in_time(devices: int, num_conds: int, **memory: object) -> tuple[int, int, int]:
+    request = PlanRequest(tuple(f"cuda:{n}" for n in range(devices)), is_auto=True)
+    known = {"num_conds": num_conds, "is_foreseen": True, "predicts": True, **memory}
+    plan = chosen(request, **known).plan
+    return plan.stages, plan.replicas, plan.stride
+
+
+def test_consecutive_evaluations_where_they_are_foreseen() -> None:
+    assert in_time(2, 1) == (1, 1, 2)
+    assert in_time(3, 1) == (1, 1, 3)
+    assert in_time(2, 2) == (1, 2, 1)  # a cond for each device is exact
+    assert in_time(4, 2) == (1, 2, 2)
+    assert in_time(3, 2) == (1, 1, 3)
+    # Not by latents that are not predicted, nor where the whole model has no room.
+    assert in_time(2, 1, predicts=False) == (2, 1, 1)
+    assert in_time(2, 1, is_foreseen=False) == (2, 1, 1)
+    assert in_time(2, 1, capacities={"cuda:1": 20 * GIB}) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("asked", [{"stages": 2}, {"replicas": 2}, {"stride": 2}])
+def test_what_is_asked_for_is_kept_where_they_are_foreseen(asked: dict[str, int]) -> None:
+    request = PlanRequest(tuple(f"cuda:{n}" for n in range(4)), is_auto=True, **asked)
+    plan = chosen(request, num_conds=1, is_foreseen=True, predicts=True).plan
+    assert all(getattr(plan, name) == value for name, value in asked.items())
+    listed = PlanRequest(("cuda:0", "cuda:1"))
+    assert chosen(listed, num_conds=1, is_foreseen=True, predicts=True).plan.stages == 2
+
+
+def test_a_fold_is_slower_than_evaluations_in_time() -> None:
+    """On predicted latents its outer stage runs the way in twice."""
+    skips = tuple((unit, 23 - unit) for unit in range(11))
+    assert in_time(2, 1, skips=skips) == (1, 1, 2)
 
 
 def test_of_many_devices_one_changes_its_place() -> None:

@@ -11,7 +11,22 @@ from ...algorithm.evaluator import Forecast, Inputs
 from ...algorithm.prediction import Latent
 from ..model.calls import ModelCall
 
+# The functions of samplers that evaluate once per step, in the order of their sigmas, and put no
+# new noise into the latent, so that the next ones can be predicted: docs/samplers.md.
+STEADY = {
+    *("sample_euler", "sample_euler_cfg_pp", "sample_lms", "sample_dpmpp_2m"),
+    *("sample_dpmpp_2m_cfg_pp", "sample_ipndm", "sample_ipndm_v", "sample_deis"),
+    *("sample_res_multistep", "sample_res_multistep_cfg_pp", "sample_gradient_estimation"),
+    *("sample_gradient_estimation_cfg_pp", "sample_unipc", "sample_unipc_bh2"),
+}
+
 AUDIO = "a_timestep"  # LTX-2 gets a second timestep, which differs where only one part is masked
+
+
+def is_steady(sampler: Any, denoise_mask: Any) -> bool:
+    """Whether a sampler of ComfyUI goes on as it has begun, step by step."""
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    return name in STEADY and not sampler.extra_options and denoise_mask is None
 
 
 class Forecaster:

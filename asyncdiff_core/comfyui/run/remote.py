@@ -51,6 +51,8 @@ class RemoteModel:
         files: what its weights are read from, with what tells whether they changed.
         weight_bytes: of the whole model.
         room: what devices have for the weights.
+        is_steady: whether the sampler of the run that begins is, see forecast.is_steady.
+        has_refused_stride: whether one turned out not to be.
         replaced: functions of ComfyUI that are other ones now.
         view: what workers know of this process's objects.
 
@@ -89,6 +91,7 @@ class RemoteModel:
         self.request = request
         self.latents_are_apart = latents_are_apart(model)
         self._base_model = base_model
+        self.is_steady = self.has_refused_stride = False
         self.room = Room(base_model)
         self.key = repr(spec), tuple(self.files.items()), request.devices
         self._run: SamplingRun | None = None

@@ -25,6 +25,8 @@ log = get_logger("model")
 
 # After a device ran out of memory: how much of what weights took there they may take then.
 LESS = 0.75
+# How much of the machine's memory workers on the CPU may have, where nothing else is said.
+RAM_SHARE = 0.5
 # How much of the speed it may cost that text encoders stay where they are.
 WORTH = 0.9
 # How much of a device activations may take before conds are evaluated one after the other.
@@ -116,7 +118,13 @@ class Room:
 
     def _is_unlimited(self, group: WorkerGroup) -> bool:
         limits = {**memory_limits(), **group.limits}
-        return all(device == "cpu" and device not in limits for device in group.plan.devices)
+        on_cpu = set(group.plan.devices) == {"cpu"} and "cpu" not in limits
+        return on_cpu and self._at_most(group) <= RAM_SHARE * total_bytes()
+
+    def _at_most(self, group: WorkerGroup) -> int:
+        """The bytes of weights if every worker had all of them."""
+        source = group.source
+        return (sum(source.unit_bytes) + source.shared_bytes) * len(group.plan.devices)
 
     def _capacities(
         self, group: WorkerGroup, call: ModelCall, *, beside_others: bool = False
@@ -129,7 +137,8 @@ class Room:
         host = str(comfy.model_management.get_torch_device())
         if beside_others and host in capacities:
             capacities[host] -= others_on(host)
-        for name, limit in memory_limits().items():
+        limits = {"cpu": int(RAM_SHARE * total_bytes()), **memory_limits()}
+        for name, limit in limits.items():
             if name in sharing:
                 capacities[name] = min(limit, capacities.get(name, limit))
         capacities = {

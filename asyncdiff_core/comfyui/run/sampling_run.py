@@ -141,6 +141,7 @@ class SamplingRun:
                     self._remote.source.name,
                 )
             record(report)
+            self._remote.has_refused_stride |= bool(report.refused_stride)
             if self._shape is not None:
                 needed = (worker.activation_bytes for worker in report.workers)
                 self._remote.room.saw(self._shape, max(needed, default=0))
@@ -170,7 +171,8 @@ class SamplingRun:
         conds = call.conds[:1] if code else call.conds
         num_latents = self._num_apart(call, code)
         if not self._is_prepared:
-            self._prepare(call, len(set(conds)), num_latents)
+            is_foreseen = self._is_foreseen(call, code)
+            self._prepare(call, len(set(conds)), num_latents, is_foreseen=is_foreseen)
         self._group.restore()  # had the weights to be given back in the middle of the run
         call = self._put_in_force(call, code, changing_weights(functions))
         stream, has_place = self._stream(whole, code)
@@ -204,7 +206,19 @@ class SamplingRun:
         is_apart = self._schedule.split_batch and self._remote.latents_are_apart and not code
         return call.num_latents if is_apart else 0
 
-    def _prepare(self, call: ModelCall, num_conds: int, num_latents: int) -> None:
+    def _is_foreseen(self, call: ModelCall, code: Mapping[str, Any]) -> bool:
+        """Whether devices can take consecutive evaluations without waiting for the sampler."""
+        if code or not self._remote.is_steady or self._remote.has_refused_stride:
+            return False
+        forecast = self._forecaster.forecast(call)
+        _, kwargs = call.inputs
+        has_control = kwargs.get("control") is not None
+        is_known = forecast is not None and bool(forecast.coming) and forecast.is_replaceable
+        return is_known and not has_control
+
+    def _prepare(
+        self, call: ModelCall, num_conds: int, num_latents: int, *, is_foreseen: bool
+    ) -> None:
         """Before the first evaluation: have workers hold what it needs."""
         if self._schedule.split_batch and not num_latents:
             log.info(
@@ -216,7 +230,7 @@ class SamplingRun:
         if not self._group.holdings.are_loaded:
             require_same_files(self._remote.files)
         with self._text.prepares(self._group):
-            choice = self._choose_plan(call, num_conds, num_latents)
+            choice = self._choose_plan(call, num_conds, num_latents, is_foreseen=is_foreseen)
             self._group.prepare(*call.inputs, choice)
             self._shape = call.latent.shape
             view = self._remote.view
@@ -255,7 +269,9 @@ class SamplingRun:
         number = self._streams.of((call.lane_key, kind), call.sigma, call.latent)
         return (kind, number), number is not None
 
-    def _choose_plan(self, call: ModelCall, num_conds: int, num_latents: int) -> Choice:
+    def _choose_plan(
+        self, call: ModelCall, num_conds: int, num_latents: int, *, is_foreseen: bool
+    ) -> Choice:
         sigmas = call.options.get("sample_sigmas")
         steps = None if sigmas is None else max(1, len(sigmas) - 1)
         self._schedule = self._schedule.for_steps(steps)
@@ -263,7 +279,7 @@ class SamplingRun:
         if self._group.report is not None:
             self._group.report.steps = steps
         num_sync = self._schedule.warm_up + self._schedule.cool_down
-        workload = Workload(max(1, num_conds), steps or 20, num_sync, num_latents)
+        workload = Workload(max(1, num_conds), steps or 20, num_sync, num_latents, is_foreseen)
         remote = self._remote
         return remote.room.choose(self._group, remote.request, workload, call, remote.key)
 
