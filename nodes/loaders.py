@@ -53,7 +53,8 @@ def plan_inputs() -> list[io.Input]:
             advanced=True,
             optional=True,
             tooltip="How many steps share one pass through the model. Each one above 1 takes one "
-            "more device per replica. Samplers with several evaluations per step run with 1.",
+            "more device per replica. Samplers with several evaluations per step run with 1. With "
+            "'auto', 1 leaves it open whether devices take consecutive steps in place of stages.",
         ),
     ]
 
