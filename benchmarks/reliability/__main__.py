@@ -7,6 +7,7 @@
     python3 dev.py python -m benchmarks.reliability free
     python3 dev.py python -m benchmarks.reliability fuzz [--count 1000] [--seed 0]
     python3 dev.py python -m benchmarks.reliability intruder [--count 100]
+    python3 dev.py python -m benchmarks.reliability leftovers [--victims both] [--moments idle]
 
 docs/reliability.md says what each of them does, and gets what it found. They end with a status
 other than 0 if something is not as it is promised there.
@@ -24,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import cancel, faults, free, fuzz, intruder, live, marathon, soak
+from . import cancel, faults, free, fuzz, intruder, leftovers, live, marathon, soak
 from .answers import Answers
 from .document import figures, fill
 
@@ -67,6 +68,10 @@ def main() -> None:
 
     sub = command("intruder", run_intruder)
     sub.add_argument("--count", type=int, default=100)
+    sub = command("leftovers", run_leftovers)
+    victims = leftovers.VICTIMS
+    sub.add_argument("--victims", nargs="*", choices=victims, default=list(victims))
+    sub.add_argument("--moments", nargs="*", choices=faults.MOMENTS, default=list(faults.MOMENTS))
 
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
@@ -148,6 +153,16 @@ def run_intruder(options: argparse.Namespace, folder: Path) -> list[str]:
     command = [sys.executable, "-m", intruder.__name__, str(folder), str(options.count)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=REPO_ROOT)
     return report(options, f"intruder --count {options.count}", json.loads(done.stdout))
+
+
+def run_leftovers(options: argparse.Namespace, folder: Path) -> list[str]:
+    command = "leftovers"
+    if options.victims != list(leftovers.VICTIMS):
+        command += " --victims " + " ".join(options.victims)
+    if options.moments != list(faults.MOMENTS):
+        command += " --moments " + " ".join(options.moments)
+    result = leftovers.measure(options.comfyui, folder, options.victims, options.moments)
+    return report(options, command, result)
 
 
 def report(

@@ -63,9 +63,14 @@ SHORT_ON_SERVER = {
         *("--prompts", "2", "--seed", "1", "--only", "wan", "--rounds", "1"),
         *("--document", "DOCUMENT"),
     ],
+    f"{RELIABILITY} leftovers": [
+        *("--victims", "worker", "--moments", "async", "--document", "DOCUMENT"),
+    ],
     f"{RELIABILITY} free": ["--depth", "2", "--document", "DOCUMENT"],
 }
-ALONE = {f"{RELIABILITY} faults", f"{RELIABILITY} free"}  # want no workers but their own
+ALONE = {
+    f"{RELIABILITY} {name}" for name in ("faults", "free", "leftovers")
+}  # want no workers but their own
 NOT_HERE = {
     "demo": "takes minutes; tests/unit/test_demo.py and tests/comfyui/test_shapes.py try its parts",
     "quality": "tests/comfyui/test_quality.py runs it",

@@ -16,6 +16,7 @@ from ...log import get_logger
 from ...planning.planner import Choice, PlanRequest, Workload
 from ...settings import memory_limits
 from ...workers.group import WorkerGroup
+from ...workers.group_planner import MAX_SHAPES
 from ...workers.memory import total_bytes
 from ..model.calls import ModelCall
 from .pool import POOL
@@ -79,6 +80,8 @@ class Room:
         choice = self._fitting(group, request, workload, call, key)
         if args.novram:
             choice = _all_streamed(choice)
+        while len(group.choices) >= MAX_SHAPES:
+            del group.choices[next(iter(group.choices))]
         group.choices[shapes] = self._last = choice
         if choice.notes or len(request.candidates()) > 1:
             log.info("%s: %s", group.source.name, choice)
