@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=path, required=path is None)
     parser.add_argument("--devices", help="all GPUs, or the only one twice, if not given")
     parser.add_argument("--models", nargs="*", choices=MODELS, metavar="NAME")
-    parser.add_argument("--out", type=Path, help="a page that has a place for figures")
+    parser.add_argument("--out", type=Path, help="a page that has a place for figures, or a new file")
     options = parser.parse_args()
     sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu"] if options.devices and "cuda" not in options.devices else []
@@ -53,8 +53,10 @@ def main() -> None:
                     print(lines[-1], flush=True)
                     wrong += [(name, dtype, seen)] if seen.is_right is False else []
                 file.unlink()
-    if options.out:
+    if options.out and options.out.exists():
         fill(options.out, "figures", "\n".join(lines))
+    elif options.out:
+        options.out.write_text("\n".join(lines) + "\n")
     if wrong:
         sys.exit(f"not as it should be: {[f'{n}, {d}: {said(s)}' for n, d, s in wrong]}")
 
