@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=path, required=path is None)
     parser.add_argument("--devices", help="all GPUs, or the only one twice, if not given")
     parser.add_argument("--models", nargs="*", choices=MODELS, metavar="NAME")
-    parser.add_argument("--out", type=Path, help="a page that has a place for figures, or a new file")
+    parser.add_argument("--out", type=Path, help="a page with a place for figures, or a new file")
     options = parser.parse_args()
     sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu"] if options.devices and "cuda" not in options.devices else []
