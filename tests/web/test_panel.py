@@ -48,7 +48,11 @@ def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[s
             **{"unit_names": [[f"blocks.{rank}", f"blocks.{rank}"]], "state": "waiting"},
             "device_name": "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
             **{"weight_bytes": 9 << 30, "shared_bytes": 1 << 20, "resident_bytes": 3 << 30},
-            **{"streamed_bytes": rank << 30, "free_bytes": 11 << 30 if rank else None},
+            **{
+                "waiting_bytes": 0,
+                "streamed_bytes": rank << 30,
+                "free_bytes": 11 << 30 if rank else None,
+            },
             **{"activation_bytes": 5 << 29, "log_file": f"/tmp/worker-{rank}.log"},
         }
         for rank in range(num)

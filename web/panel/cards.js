@@ -18,7 +18,8 @@ export function workerCard(worker, run, runSeconds, openLog) {
     `stage ${worker.stage + 1}` +
     (worker.lead ? `, copy ${worker.lead}` : "") +
     (worker.replica ? `, replica ${worker.replica + 1}` : "");
-  const streamed = worker.streamed_bytes ? `${bytes(worker.streamed_bytes)} in the host's memory` : "";
+  const inHost = worker.streamed_bytes || worker.waiting_bytes;
+  const elsewhere = inHost ? `${bytes(inHost)} in the host's memory` : "";
   return h(
     "section.ad-card",
     { "data-key": worker.pid, "data-rank": worker.rank, "data-state": worker.state },
@@ -37,7 +38,7 @@ export function workerCard(worker, run, runSeconds, openLog) {
         "dl",
         {},
         ...entry("Part", stage, unitWords(worker)),
-        ...entry("Weights", worker.weight_bytes ? bytes(worker.weight_bytes) : "none", streamed),
+        ...entry("Weights", worker.weight_bytes ? bytes(worker.weight_bytes) : "none", elsewhere),
         ...entry("Activations", worker.activation_bytes ? bytes(worker.activation_bytes) : "–"),
         ...entry("Device", worker.free_bytes === null ? "–" : `${bytes(worker.free_bytes)} free`),
         ...entry("Process", worker.resident_bytes ? bytes(worker.resident_bytes) : "–", `pid ${worker.pid}`),

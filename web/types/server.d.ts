@@ -24,6 +24,8 @@ export interface Worker {
   weight_bytes: number;
   /** Of the weights, what is kept in the host's memory. */
   streamed_bytes: number;
+  /** Weights that it gave back, and that wait in the host's memory. */
+  waiting_bytes: number;
   activation_bytes: number;
   /** What is free on the device; null where nothing tells. */
   free_bytes: number | null;
