@@ -38,7 +38,7 @@ START_SECONDS = 120.0
 GONE_SECONDS = 5.0
 ATTEMPTS = 4
 STEPS = 1000  # of a prompt in whose middle something happens
-MEMORY_STEPS = 60  # where it may go on afterwards, from the beginning
+MEMORY_STEPS = 24  # where it may go on afterwards, from the beginning
 FILE = "tiny-sd15.safetensors"
 # Pixels: so many that a layer needs more memory than the least that a worker had and what a limit
 # leaves it.

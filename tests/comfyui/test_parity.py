@@ -120,10 +120,12 @@ def with_our_sampler(flow: Workflow, warm_up: int) -> Workflow:
 
 
 def test_replacing_the_sampler_alone_is_enough(lab: ComfyServer) -> None:
-    flow = workflow("sd15", cfg=1.0)  # one cond: the planner makes stages
-    assert torch.equal(latent(lab, with_our_sampler(flow, warm_up=5)), latent(lab, flow))
-    plan = last_report(lab)["plan"]
-    assert (plan["stages"], plan["replicas"]) == (2, 1)
+    # With one cond the devices take consecutive evaluations, or else stages.
+    for sampler, expected in (("euler", (1, 1, 2)), ("euler_ancestral", (2, 1, 1))):
+        flow = workflow("sd15", cfg=1.0, sampler_name=sampler)
+        assert torch.equal(latent(lab, with_our_sampler(flow, warm_up=5)), latent(lab, flow))
+        plan = last_report(lab)["plan"]
+        assert (plan["stages"], plan["replicas"], plan["stride"]) == expected
 
 
 def test_with_two_conds_the_planner_makes_replicas(lab: ComfyServer) -> None:
