@@ -92,7 +92,7 @@ def test_many_workers_in_a_narrow_panel_and_a_long_run(page: Canvas) -> None:
     expect(cards).to_have_count(16)
     expect(cards.nth(7)).to_contain_text("Activations2.5 GiB")
     expect(cards.nth(7)).to_contain_text("Weights9.0 GiB7.0 GiB in the host's memory")
-    expect(cards.nth(7)).to_contain_text("Device11 GiB free")
+    expect(cards.nth(7)).to_contain_text("Device11.0 GiB free")
     expect(cards.nth(0)).to_contain_text("Device\u2013")
     expect(panel).to_contain_text("8 replicas x 1 stages do not fit")
     for width in (310, 220):
