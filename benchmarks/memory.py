@@ -1,6 +1,6 @@
 """What workers on the CPU take of the machine's memory, while they load and while they sample.
 
-    python3 dev.py python -m benchmarks.memory [--depth 15] [--short 0.6]
+    python3 dev.py python -m benchmarks.memory [--depth 15] [--short 0.6] [--plans 2,1 4,1 1,2]
 
 An SD3 in fp32 (2.0 GB with 15 blocks), a run of a few steps by stock ComfyUI, and the same by
 several plans, synchronous; the last with less room than its stages need, in GiB for each worker.
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,23 @@ def main() -> None:
     path = os.environ.get("COMFYUI_PATH")
     parser.add_argument("--comfyui", type=Path, default=path, required=path is None)
     parser.add_argument("--depth", type=int, default=15, help="blocks of the model")
+    parser.add_argument(
+        "--plans", nargs="*", default=["2,1", "4,1", "1,2"], metavar="N,R", help="with room for all"
+    )
     parser.add_argument("--short", type=float, default=0.6, help="GiB for each of two workers")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path[:0] = [str(options.comfyui.resolve()), str(REPO_ROOT)]
     sys.argv[1:] = ["--cpu"]
-    measure(options.depth, options.short)
+    plans = [(int(stages), int(replicas)) for stages, replicas in map(split, options.plans)]
+    measure(options.depth, options.short, plans)
 
 
-def measure(depth: int, short: float) -> None:
+def split(plan: str) -> list[str]:
+    return plan.split(",")
+
+
+def measure(depth: int, short: float, plans: Sequence[tuple[int, int]]) -> None:
     """Print the table."""
     import comfy.options
 
@@ -89,7 +97,7 @@ def measure(depth: int, short: float) -> None:
         print(f"\n{whole / MIB:.0f} MiB of weights, MiB of each worker\n")
         print("| N, R | room | weights | streamed | peak, anonymous | peak, all | bits |")
         print("|---|---|---|---|---|---|---|")
-        for stages, replicas, room in ((2, 1, 0), (4, 1, 0), (1, 2, 0), (2, 1, short)):
+        for stages, replicas, room in (*((*plan, 0.0) for plan in plans), (2, 1, short)):
             workers = stages * replicas
             os.environ["ASYNCDIFF_MEMORY"] = f"cpu={room * workers}" if room else ""
             plan = plan_for(",".join(["cpu"] * workers), stages, replicas)

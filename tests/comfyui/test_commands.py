@@ -41,7 +41,7 @@ SHORT = {
     "python -m benchmarks.capacity": "--models SDXL",
     "python -m benchmarks.folds": "--train 1 --steps 3 --prompts 1",
     "python -m benchmarks.gpu": "--devices cpu,cpu --models tiny --out OUT/gpu.md",
-    "python -m benchmarks.memory": "--depth 4 --short 0.02",
+    "python -m benchmarks.memory": "--depth 4 --short 0.02 --plans 2,1",
     "python -m benchmarks.pipeline": "--steps 2 --repeats 1 --scale 1",
     "python -m benchmarks.plans": "--steps 3 --warm-up 1 --repeats 1 --plans 2,1,1 --levels 2",
     "python -m benchmarks.samplers": "--steps 3 --names euler --out OUT/samplers.md",
