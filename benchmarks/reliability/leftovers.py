@@ -61,7 +61,8 @@ def left(comfyui: Path, base: Path, victim: str, moment: str) -> Iterator[str]:
         doomed = [*pids, host] if victim in ("host", "both") else pids
         if living := left_of(doomed, GONE_SECONDS):
             yield f"{len(living)} processes after {GONE_SECONDS:g} s"
-    if files := names(temporary):
+    # PyTorch makes the folder for its compiler's files when ComfyUI imports it.
+    if files := {name for name in names(temporary) if not name.startswith("torchinductor_")}:
         yield f"temporary files: {sorted(files)}"
     if shared := names(SHARED) - before:
         yield f"shared memory: {sorted(shared)}"

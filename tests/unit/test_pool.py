@@ -30,6 +30,7 @@ class FakeGroup:
         self.holds_weights = True
         self.id = f"g{id(self)}"
         self.members = self
+        self.looks = 0
         self.asked: list[str | None] = []  # to unload
 
     def start(self) -> None:
@@ -40,6 +41,9 @@ class FakeGroup:
 
     def close(self) -> None:
         self.alive = False
+
+    def look(self) -> None:
+        self.looks += 1
 
     def begin_run(self, schedule: AsyncSchedule) -> None:
         self.is_running = True
@@ -125,6 +129,16 @@ def test_release_of_the_weights_keeps_the_workers(pool: GroupPool) -> None:
     assert pool.release(a.id, keep_workers=True) == ([a.id], [])
     assert a.alive and not a.holds_weights and b.holds_weights
     assert pool.peek("a") is a
+
+
+def test_idle_groups_are_looked_at(pool: GroupPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the others would stay where one worker died while nobody asked for it."""
+    monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
+    idle, busy = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup, AsyncSchedule())
+    pool.refer("a")
+    assert eventually(lambda: idle.looks > 3)
+    assert busy.looks == 0
+    assert idle.alive and pool.peek("a") is idle
 
 
 def test_weights_of_one_device_or_of_all(pool: GroupPool) -> None:

@@ -26,6 +26,7 @@ from .history import record_error
 log = get_logger("pool")
 
 LINGER_SECONDS = 60.0
+LOOK_SECONDS = 1.0  # from one look at idle groups to the next
 
 
 class Released(NamedTuple):
@@ -170,7 +171,13 @@ class GroupPool:
         while True:
             with self._lock:
                 until = min(self._due.values(), default=None)
+                idle = [group for group in self._groups.values() if not group.is_running]
+            # Of a group that lost a worker while nobody waited for it, the others are ended.
+            for group in idle:
+                group.look()
             left = None if until is None else max(0.0, until - time.monotonic())
+            if idle:
+                left = LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)
             try:
                 self._count_off(self._forgotten.get(timeout=left))
             except queue.Empty:
