@@ -134,8 +134,9 @@ def test_release_of_the_weights_keeps_the_workers(pool: GroupPool) -> None:
 def test_idle_groups_are_looked_at(pool: GroupPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the others would stay where one worker died while nobody asked for it."""
     monkeypatch.setattr(pool_module, "LOOK_SECONDS", 0.02)
+    pool.refer("a")  # before there is a group
+    time.sleep(0.1)
     idle, busy = pool.obtain("a", FakeGroup), pool.obtain("b", FakeGroup, AsyncSchedule())
-    pool.refer("a")
     assert eventually(lambda: idle.looks > 3)
     assert busy.looks == 0
     assert idle.alive and pool.peek("a") is idle

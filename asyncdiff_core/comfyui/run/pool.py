@@ -175,9 +175,8 @@ class GroupPool:
             # Of a group that lost a worker while nobody waited for it, the others are ended.
             for group in idle:
                 group.look()
-            left = None if until is None else max(0.0, until - time.monotonic())
-            if idle:
-                left = LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)
+            now = time.monotonic()
+            left = LOOK_SECONDS if until is None else min(max(0.0, until - now), LOOK_SECONDS)
             try:
                 self._count_off(self._forgotten.get(timeout=left))
             except queue.Empty:
