@@ -93,10 +93,9 @@ def plan_for(
     """The choice, the room of each card, and whether text encoder and autoencoder stay there."""
     import comfy.model_management
 
-    from asyncdiff_core.comfyui.run.room import WORTH
     from asyncdiff_core.errors import PlanError
     from asyncdiff_core.planning.fitting import Devices, TrunkCosts
-    from asyncdiff_core.planning.planner import PlanRequest, Workload, choose
+    from asyncdiff_core.planning.planner import Choice, PlanRequest, Workload, choose, settle
 
     reserve = int(comfy.model_management.extra_reserved_memory())
     names = tuple(f"cuda:{number}" for number in range(len(cards)))
@@ -105,26 +104,25 @@ def plan_for(
     speeds = [speed for _, speed in cards]
     request = PlanRequest(names, is_auto=True)
 
-    def within(*, beside: bool, may_stream: bool = False) -> tuple[Any, dict[str, int], bool]:
-        room = {}
+    def room(beside: bool) -> dict[str, int]:
+        found = {}
         for number, (name, (gib, _)) in enumerate(zip(names, cards, strict=True)):
             taken = PROCESS * (1 if number else 2) + reserve + activations
             taken += int(subject.beside * GB) if beside and not number else 0
-            room[name] = max(0, gib * GIB - taken)
-        devices = Devices(speeds, room)
-        choice = choose(request, workload, trunk, devices, may_stream=may_stream)
-        return choice, room, beside
+            found[name] = max(0, gib * GIB - taken)
+        return found
 
-    # As room.Room does it.
+    def within(beside: bool, may_stream: bool = False) -> Choice:
+        devices = Devices(speeds, room(beside))
+        return choose(request, workload, trunk, devices, may_stream=may_stream)
+
     try:
-        alone = within(beside=False)
+        choice = settle(within)
     except PlanError:
-        return within(beside=False, may_stream=True)
-    try:
-        beside = within(beside=True)
-    except PlanError:
-        return alone
-    return beside if beside[0].speedup >= WORTH * alone[0].speedup else alone
+        choice = within(False, may_stream=True)
+    first, held = names[0], choice.weights
+    is_beside = held[first] <= room(True)[first]
+    return choice, room(is_beside), is_beside
 
 
 def activation_bytes(subject: Subject, batch: int) -> int:

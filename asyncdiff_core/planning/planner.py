@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..algorithm.stages import Skips, units_of
@@ -23,6 +23,8 @@ from .plan import ParallelPlan, make_plan
 
 # How many workers may be in every order; of more, only one changes its place.
 MOST_PERMUTED = 4
+# How much of the speed it may cost that what else is on a device stays there.
+WORTH = 0.9
 # How much faster another order has to be than that in which devices are listed.
 WORTH_AN_ORDER = 1.05
 
@@ -237,6 +239,23 @@ def choose(
 
     best = max(choices, key=merit)
     return dataclasses.replace(best, notes=_notes(too_large, trunk, devices))
+
+
+def settle(within: Callable[[bool], Choice]) -> Choice:
+    """The choice beside all that is needed on the devices from time to time, if that is worth it.
+
+    Args:
+        within: makes the choice, beside all that or as if these models had the devices alone.
+
+    Raises:
+        PlanError: nothing fits.
+    """
+    alone = within(False)
+    try:
+        beside = within(True)
+    except PlanError:
+        return alone
+    return beside if beside.speedup >= WORTH * alone.speedup else alone
 
 
 def _orders(plan: ParallelPlan, trunk: TrunkCosts, devices: Devices) -> Iterator[ParallelPlan]:

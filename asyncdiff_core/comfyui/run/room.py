@@ -13,7 +13,7 @@ from comfy.cli_args import args
 
 from ...errors import PlanError, WorkerOutOfMemoryError
 from ...log import get_logger
-from ...planning.planner import Choice, PlanRequest, Workload
+from ...planning.planner import Choice, PlanRequest, Workload, settle
 from ...settings import memory_limits
 from ...workers.group import WorkerGroup
 from ...workers.group_planner import MAX_SHAPES
@@ -28,8 +28,6 @@ log = get_logger("model")
 LESS = 0.75
 # How much of the machine's memory workers on the CPU may have, where nothing else is said.
 RAM_SHARE = 0.5
-# How much of the speed it may cost that text encoders stay where they are.
-WORTH = 0.9
 # How much of a device activations may take before conds are evaluated one after the other.
 ACTIVATION_SHARE = 0.5
 
@@ -77,24 +75,7 @@ class Room:
         if shapes in group.choices:
             self._last = group.choices[shapes]
             return self._last
-        choice = self._fitting(group, request, workload, call, key)
-        if args.novram:
-            choice = _all_streamed(choice)
-        while len(group.choices) >= MAX_SHAPES:
-            del group.choices[next(iter(group.choices))]
-        group.choices[shapes] = self._last = choice
-        if choice.notes or len(request.candidates()) > 1:
-            log.info("%s: %s", group.source.name, choice)
-        return choice
 
-    def _fitting(
-        self,
-        group: WorkerGroup,
-        request: PlanRequest,
-        workload: Workload,
-        call: ModelCall,
-        key: Any,
-    ) -> Choice:
         def within(capacities: Mapping[str, int], *, may_stream: bool = False) -> Choice:
             return group.planner.choose(
                 *(request, workload, *call.inputs),
@@ -104,20 +85,26 @@ class Room:
             )
 
         if self._is_unlimited(group):
-            return within({})
-        try:
-            alone = within(self._capacities(group, call))
+            choice = within({})
+        else:
             try:
-                # Beside everything that ComfyUI has on its own device from time to time.
-                beside = within(self._capacities(group, call, beside_others=True))
+                free = group.planner.memory()
+                choice = settle(
+                    lambda beside: within(self._capacities(group, call, free, beside=beside))
+                )
             except PlanError:
-                return alone
-            return beside if beside.speedup >= WORTH * alone.speedup else alone
-        except PlanError:
-            if POOL.unload_others(key):
-                log.info("%s: idle models gave their memory back for it", group.source.name)
-        may_stream = not (args.highvram or args.gpu_only)
-        return within(self._capacities(group, call), may_stream=may_stream)
+                if POOL.unload_others(key):
+                    log.info("%s: idle models gave their memory back for it", group.source.name)
+                room = self._capacities(group, call, group.planner.memory())
+                choice = within(room, may_stream=not (args.highvram or args.gpu_only))
+        if args.novram:
+            choice = _all_streamed(choice)
+        while len(group.choices) >= MAX_SHAPES:
+            del group.choices[next(iter(group.choices))]
+        group.choices[shapes] = self._last = choice
+        if choice.notes or len(request.candidates()) > 1:
+            log.info("%s: %s", group.source.name, choice)
+        return choice
 
     def _is_unlimited(self, group: WorkerGroup) -> bool:
         limits = {**memory_limits(), **group.limits}
@@ -130,15 +117,27 @@ class Room:
         return (sum(source.unit_bytes) + source.shared_bytes) * len(group.plan.devices)
 
     def _capacities(
-        self, group: WorkerGroup, call: ModelCall, *, beside_others: bool = False
+        self,
+        group: WorkerGroup,
+        call: ModelCall,
+        free: Mapping[str, int],
+        *,
+        beside: bool = False,
     ) -> dict[str, int]:
-        """How many bytes of weights each device has room for; others have room for all."""
+        """How many bytes of weights each device has room for; others have room for all.
+
+        Args:
+            group: of the workers.
+            call: whose activations have to fit as well.
+            free: as `GroupPlanner.memory` tells it.
+            beside: beside everything that ComfyUI has on its own device from time to time.
+        """
         sharing = Counter(group.plan.devices)
         activations = self._activations(call)
         reserve = int(comfy.model_management.extra_reserved_memory())
-        capacities = {name: free - reserve for name, free in group.planner.memory().items()}
+        capacities = {name: nbytes - reserve for name, nbytes in free.items()}
         host = str(comfy.model_management.get_torch_device())
-        if beside_others and host in capacities:
+        if beside and host in capacities:
             capacities[host] -= others_on(host)
         limits = {"cpu": int(RAM_SHARE * total_bytes()), **memory_limits()}
         for name, limit in limits.items():
@@ -166,10 +165,10 @@ class Room:
         It is what ComfyUI decides by whether cond and uncond share a batch. So it does not follow
         from what is free: the first run and the tenth are to decide alike.
         """
-        counts, least = Counter(devices), float("inf")
+        counts, limits, least = Counter(devices), memory_limits(), float("inf")
         reserve = int(comfy.model_management.extra_reserved_memory())
         for name, count in counts.items():
-            total = memory_limits().get(name) or _total(name)
+            total = limits[name] if name in limits else _total(name)
             weights = weight_bytes * count // len(devices)
             usable = total if name == "cpu" else total - reserve
             # Of weights that would leave too little some are streamed.
