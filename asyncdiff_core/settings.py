@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Literal
 
 from .errors import SettingError
@@ -61,16 +62,17 @@ def memory_limits() -> dict[str, int]:
     limits = {}
     for part in filter(None, os.environ.get("ASYNCDIFF_MEMORY", "").split(",")):
         device, _, text = part.partition("=")
+        device = device.strip().lower()
         try:
             gib = float(text)
         except ValueError:
             gib = math.nan
-        if not (device.strip() and 0 <= gib < math.inf):
+        if not (re.fullmatch(r"cpu|cuda:\d+", device) and 0 <= gib < math.inf):
             raise SettingError(
                 f"The environment variable ASYNCDIFF_MEMORY has {part!r} in it; set it to devices "
                 "and GiB, such as cuda:0=10,cuda:1=22.5, or not at all."
             )
-        limits[device.strip()] = int(gib * 2**30)
+        limits[device] = int(gib * 2**30)
     return limits
 
 

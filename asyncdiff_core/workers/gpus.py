@@ -6,6 +6,7 @@ memory there, and on Windows more than one of them in a process can end in faili
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ def list_gpus() -> tuple[Gpu, ...]:
     try:
         import pynvml
     except ImportError:
-        log.info("nvidia-ml-py is not installed, so it is not known how much of GPUs is in use")
+        _say("nvidia-ml-py is not installed, so it is not known how much of GPUs is in use")
         return ()
     try:
         pynvml.nvmlInit()
@@ -48,10 +49,16 @@ def list_gpus() -> tuple[Gpu, ...]:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return tuple(_gpu(pynvml, handle) for handle in handles)
     except pynvml.NVMLError as error:
-        log.warning("NVML fails (%s), so it is not known how much of GPUs is in use", error)
+        _say(f"NVML fails ({error}), so it is not known how much of GPUs is in use")
         return ()
     finally:
         pynvml.nvmlShutdown()
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once: the panel asks for what is free every second."""
+    log.warning("%s", text)
 
 
 def usable_gpus(seen: Sequence[Gpu], told: Iterable[Gpu], *, hides_others: bool) -> dict[str, Gpu]:

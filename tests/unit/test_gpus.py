@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asyncdiff_core.workers import gpus
 from asyncdiff_core.workers.gpus import Gpu, list_gpus, usable_gpus
 
 ONE, OTHER = Gpu("GPU-1", "RTX 3090", 24, 20), Gpu("GPU-2", "RTX 4090", 24, 24)
@@ -72,6 +73,20 @@ def test_where_it_fails_nothing_is_known(monkeypatch: pytest.MonkeyPatch, fails:
 def test_without_the_module_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert list_gpus() == ()
+
+
+def test_what_is_not_known_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The panel asks every second."""
+    gpus._say.cache_clear()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    for _ in range(3):
+        list_gpus()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(ONE, fails="nvmlDeviceGetName"))
+    for _ in range(3):
+        list_gpus()
+    assert caplog.text.count("it is not known how much of GPUs is in use") == 2
 
 
 def test_this_machine() -> None:

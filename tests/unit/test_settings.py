@@ -43,11 +43,13 @@ def test_nonsense(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 def test_memory_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ASYNCDIFF_MEMORY", raising=False)
     assert memory_limits() == {}
-    monkeypatch.setenv("ASYNCDIFF_MEMORY", "cuda:0=10, cuda:1=0.5,cpu=0")
+    monkeypatch.setenv("ASYNCDIFF_MEMORY", "cuda:0=10, CUDA:1=0.5,cpu=0")
     assert memory_limits() == {"cuda:0": 10 * 2**30, "cuda:1": 2**29, "cpu": 0}
 
 
-@pytest.mark.parametrize("text", ["10", "cuda:0", "cuda:0=", "=4", "cuda:0=-1", "cpu=nan", "cpu=x"])
+@pytest.mark.parametrize(
+    "text", ["10", "cuda:0", "cuda:0=", "=4", "cuda:0=-1", "cpu=nan", "cpu=x", "cuda0=4", "gpu=1"]
+)
 def test_memory_limits_that_are_none(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ASYNCDIFF_MEMORY", f"cuda:1=2,{text}")
     with pytest.raises(SettingError, match=f"ASYNCDIFF_MEMORY has '{text}' in it"):
