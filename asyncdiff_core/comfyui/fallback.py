@@ -56,7 +56,8 @@ def or_else_with_less(executor: Any, *args: Any, **kwargs: Any) -> Any:
     conds = _copied(guider.conds)
     # As `outer_sample` has them: noise, latent, sampler, sigmas, denoise_mask.
     sampler, mask = ((*args, *[None] * 5)[index] for index in (2, 4))
-    remote.is_steady = is_steady(sampler, kwargs.get("denoise_mask", mask))
+    mask = kwargs.get("denoise_mask", mask)
+    remote.is_steady = is_steady(sampler, mask, guider.model_options)
     try:
         return executor(*args, **kwargs)
     except comfy.model_management.OOM_EXCEPTION as error:

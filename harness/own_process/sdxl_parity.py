@@ -14,6 +14,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 # the schedule, and how it is sampled
 SOME_RUNS = (
@@ -173,6 +175,24 @@ def main(comfyui: str, pack: str, extent: str = "") -> None:
             oracle = oracle_model(group.holdings.stages, schedule, group.plan.stride)
             reference = sample(oracle, sampler=sampler, **one)
             held[f"{name} equals oracle"] = torch.equal(ours, reference)
+
+        # Not where something may give the model other inputs in every step.
+        def later(apply: Callable[..., Any], given: dict[str, Any]) -> Any:
+            context = given["c"]["c_crossattn"] * (1 + given["timestep"][0].item() / 1e4)
+            return apply(
+                given["input"], given["timestep"], **{**given["c"], "c_crossattn": context}
+            )
+
+        wrapped = model.clone()
+        wrapped.set_model_unet_function_wrapper(later)
+        around = model.clone()
+        around.add_wrapper(
+            WrappersMP.APPLY_MODEL, lambda executor, *args, **kw: executor(*args, **kw)
+        )
+        for name, changed in ("function", wrapped), ("wrapper", around):
+            sample(with_schedule(changed, AsyncSchedule(2, prediction=True)), **one)
+            plan = POOL.peek(model.remote.key).plan
+            held[f"auto, one cond, a {name} around the model: stages"] = plan.stages == 2
         full = sample(with_schedule(model, AsyncSchedule(steps, prediction=True)), **one)
         held["auto, one cond, full warm-up equals stock"] = torch.equal(full, stock)
     POOL.close()

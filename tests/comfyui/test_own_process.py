@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "own_process"
 def test_reduced_sdxl(comfyui_path: Path) -> None:
     """SDXL's UNet: N = 2, 3, 4, batched and unbatched CFG, group against oracle and stock."""
     held = run("sdxl_parity.py", comfyui_path, REPO_ROOT, timeout=850)
-    assert len(held) == 2 * (3 * 5) + 2 + 7 * 4 + 1 + 4 * 2 + 1
+    assert len(held) == 2 * (3 * 5) + 2 + 7 * 4 + 1 + 4 * 2 + 2 + 1
     assert [name for name, value in held.items() if not value] == []
 
 

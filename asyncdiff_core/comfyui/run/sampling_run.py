@@ -210,6 +210,8 @@ class SamplingRun:
         """Whether devices can take consecutive evaluations without waiting for the sampler."""
         if code or not self._remote.is_steady or self._remote.has_refused_stride:
             return False
+        if numbers_of(call.options):
+            return False  # the strengths of a LoRA on a conditioning may change with the step
         forecast = self._forecaster.forecast(call)
         _, kwargs = call.inputs
         has_control = kwargs.get("control") is not None
