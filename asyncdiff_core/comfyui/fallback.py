@@ -16,8 +16,8 @@ from comfy.patcher_extension import WrappersMP
 from ..errors import UnspreadableError
 from ..log import get_logger
 from .patches import compilation
-from .run.forecast import is_steady
 from .run.node_text import show_on_node
+from .run.steadiness import is_steady
 
 log = get_logger()
 

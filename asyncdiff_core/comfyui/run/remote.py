@@ -51,7 +51,7 @@ class RemoteModel:
         files: what its weights are read from, with what tells whether they changed.
         weight_bytes: of the whole model.
         room: what devices have for the weights.
-        is_steady: whether the sampler of the run that begins is, see forecast.is_steady.
+        is_steady: whether the sampler of the run that begins is, see steadiness.is_steady.
         has_refused_stride: whether one turned out not to be.
         replaced: functions of ComfyUI that are other ones now.
         view: what workers know of this process's objects.
