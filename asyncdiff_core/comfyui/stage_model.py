@@ -151,6 +151,7 @@ class ComfyStageModel:
                 value = streaming.value(model, key, tensor, like)
                 if not is_zero(value):  # as it is loaded: small numbers may be zeros of its type
                     not_zero.add(key)
+                streaming.was_read(key, value)
                 return value
 
             with absent(model, (unit.name for unit in foreign)):
@@ -183,13 +184,12 @@ class ComfyStageModel:
         Raises:
             NumbersError: one is.
         """
-        patched = self._patcher.patches
-        weights = self._patcher.model.diffusion_model.named_parameters()
-        lost = [
-            name
-            for name, weight in weights
-            if name in self._not_zero and f"{MODEL_PREFIX}{name}" not in patched and is_zero(weight)
-        ]
+        patched, lost = self._patcher.patches, []
+        for name, weight in self._patcher.model.diffusion_model.named_parameters():
+            if name in self._not_zero and f"{MODEL_PREFIX}{name}" not in patched:
+                if is_zero(weight):
+                    lost.append(name)
+                self._streaming.was_read(name, weight)
         if lost:
             raise NumbersError(
                 f"Weights were lost when they were loaded ({few(lost)}). This is a fault of "

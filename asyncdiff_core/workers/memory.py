@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 import torch
 
 from ..errors import says_out_of_memory
@@ -140,6 +142,32 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def forget_pages(tensor: torch.Tensor) -> None:
+    """Have this process let go of the pages of a file that reading `tensor`, a part of its map, has
+    brought in.
+
+    They stay in the system's cache, and come back from there when they are read again. Nothing is
+    done on systems but Linux, nor where a page is none of a file, since it was written to.
+    """
+    if sys.platform != "linux" or not tensor.is_contiguous():
+        return
+    size = os.sysconf("SC_PAGE_SIZE")
+    first, last = -(-tensor.data_ptr() // size), (tensor.data_ptr() + tensor.nbytes) // size
+    if last <= first:
+        return
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            file.seek(8 * first)
+            pages = numpy.frombuffer(file.read(8 * (last - first)), dtype=numpy.uint64)
+    except OSError:
+        return
+    # Of each page: whether it is in memory, swapped out, and of a file. See proc_pid_pagemap(5).
+    is_there, is_swapped, is_of_file = (pages & numpy.uint64(1 << bit) != 0 for bit in (63, 62, 61))
+    if not (is_swapped | is_there & ~is_of_file).any():
+        place, length = ctypes.c_void_p(first * size), ctypes.c_size_t((last - first) * size)
+        ctypes.CDLL(None).madvise(place, length, mmap.MADV_DONTNEED)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,11 +1,13 @@
 """What counts as memory of activations."""
 
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from asyncdiff_core.workers.memory import ActivationMemory
+from asyncdiff_core.workers.memory import ActivationMemory, forget_pages
 
 MIB = 1 << 20
 
@@ -72,3 +74,48 @@ def test_on_a_gpu_it_is_the_peak_of_what_was_allocated(monkeypatch: pytest.Monke
     assert memory.end_run() == 100
     allocate(7)
     assert memory.bytes == 100
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> torch.Tensor:
+    """Four MiB of a file, as a loader maps it."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 2**14)
+    return torch.from_file(str(path), shared=False, size=2**22, dtype=torch.uint8)
+
+
+def in_memory(tensor: torch.Tensor) -> int:
+    """How many of its pages this process has."""
+    size = os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/self/pagemap", "rb", buffering=0) as file:
+        file.seek(8 * (tensor.data_ptr() // size))
+        pages = file.read(8 * (tensor.nbytes // size))
+    return sum(pages[7::8][n] >> 7 for n in range(tensor.nbytes // size))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="does nothing elsewhere")
+def test_pages_of_a_file_are_let_go(mapped: torch.Tensor) -> None:
+    total = int(mapped.sum(dtype=torch.int64))
+    assert in_memory(mapped) == 2**10
+    forget_pages(mapped)
+    assert in_memory(mapped) == 0
+    assert int(mapped.sum(dtype=torch.int64)) == total  # they come back
+    part = mapped[2**21 + 100 : 2**21 + 100 + 2**14]
+    forget_pages(part)
+    # Those that it has alone, and what the system keeps together with them.
+    assert in_memory(mapped) <= 2**10 - 3
+    assert int(mapped.sum(dtype=torch.int64)) == total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="does nothing elsewhere")
+def test_pages_that_are_not_the_files_are_kept(mapped: torch.Tensor) -> None:
+    """A write to a private map is in this process alone."""
+    mapped[5000] = 7
+    expected = mapped.clone()
+    forget_pages(mapped)
+    assert torch.equal(mapped, expected)
+    forget_pages(expected)
+    assert torch.equal(mapped, expected)
+    forget_pages(expected.view(2**11, 2**11).T)  # has no range of its own
+    forget_pages(expected[:10])
+    assert torch.equal(mapped, expected)

@@ -8,10 +8,12 @@ in the mapped file, and are copied from there when they are used.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
+from ...workers.memory import forget_pages
 from .loading import as_loaded
 
 # ComfyUI takes 0 for "all", and this for "none", as with --novram.
@@ -47,7 +49,15 @@ class Streaming:
         # What goes to a GPU needs no second place in the host's memory, nor does what becomes of
         # another type on its way.
         place = self._device if self._budget is None else "cpu"
-        return as_loaded(tensor, like, copy=on_cpu, device=place)
+        value = as_loaded(tensor, like, copy=on_cpu, device=place)
+        if on_cpu and value is not tensor:
+            forget_pages(tensor)
+        return value
+
+    def was_read(self, key: str, value: torch.Tensor) -> None:
+        """All of the parameter `key` was read, and nothing of it is needed for now."""
+        if self._is_in_file(key, value):
+            forget_pages(value)
 
     def patch(self, patcher: Any) -> None:
         """Have the weights of `patcher`, a ModelPatcher, on the device, with its patches."""
@@ -76,10 +86,13 @@ class Streaming:
                 if key not in self._in_file:
                     continue
                 if hasattr(module, "prev_comfy_cast_weights"):  # ComfyUI streams it
-                    getattr(module, f"{own}_function").insert(0, _as_it_is)
-                    _put(module, own, self._in_file[key])
+                    place = self._in_file[key]
+                    copied = functools.partial(_copied_from, place)
+                    getattr(module, f"{own}_function").insert(0, copied)
+                    _put(module, own, place)
                 elif self._is_in_file(key, parameter):
                     _put(module, own, as_loaded(parameter, parameter))
+                    forget_pages(parameter)
 
     def _is_in_file(self, key: str, parameter: torch.Tensor) -> bool:
         place = self._in_file.get(key)
@@ -90,6 +103,7 @@ def _put(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
     setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
 
 
-def _as_it_is(weight: torch.Tensor) -> torch.Tensor:
-    """Where a layer has a function for its weight, ComfyUI copies that before it is used."""
+def _copied_from(place: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A function for a layer's weight. Where there is one, ComfyUI copies the weight before."""
+    forget_pages(place)
     return weight
