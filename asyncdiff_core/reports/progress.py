@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import mean, median
+from statistics import fmean, median
 
 from .report import RunReport
 
@@ -80,5 +80,5 @@ def measured_speed_up(report: RunReport) -> float | None:
     others = [ends[i] - ends[i - 1] for i in range(1, len(ends)) if not is_sync[i]]
     if len(others) < 2 or not is_sync[0]:
         return None
-    seconds = mean(others)
+    seconds = fmean(others)
     return median(sync or [ends[0] - starts[0]]) / seconds if seconds > 0 else None

@@ -51,17 +51,25 @@ class Watch:
         self._is_usual = is_usual
         parts = tuple(apart_from)
         prefixes = tuple(f"{part}." for part in parts)
-        self._modules = {
-            name: (module, type(module), _snapshot(module))
+        watched = {
+            name: module
             for name, module in model.named_modules()
             if not (name in parts or name.startswith(prefixes))
         }
+        self._places = {name: place for place, name in enumerate(watched)}
+        # Of each module, in the same order.
+        self._modules = list(watched.values())
+        self._kinds = list(map(type, self._modules))
+        self._attributes = list(map(_snapshot, self._modules))
 
     def changes(self) -> list[str]:
         """Names of what was replaced since."""
+        if self._is_as_it_was():
+            return []
         found: list[str] = []
-        for name, (module, kind, before) in self._modules.items():
-            if type(module) is not kind:
+        for name, place in self._places.items():
+            module, before = self._modules[place], self._attributes[place]
+            if type(module) is not self._kinds[place]:
                 found.append(_join(name, "__class__"))
             if not _equal(module.__dict__, before):
                 changed = [
@@ -74,15 +82,21 @@ class Watch:
                     self.renew([name])
         return found
 
+    def _is_as_it_was(self) -> bool:
+        # One comparison of all: it is made in every evaluation, of thousands of modules.
+        return _equal(list(map(type, self._modules)), self._kinds) and _equal(
+            list(map(vars, self._modules)), self._attributes
+        )
+
     def renew(self, names: Iterable[str]) -> None:
         """Take the modules `names` to be right as they are now."""
-        for name in names:
-            module, _, _ = self._modules[name]
-            self._modules[name] = module, type(module), _snapshot(module)
+        for place in map(self._places.__getitem__, names):
+            module = self._modules[place]
+            self._kinds[place], self._attributes[place] = type(module), _snapshot(module)
 
     def renew_weights(self) -> None:
         """Take the weights of all modules to be right as they are now."""
-        for module, _, attributes in self._modules.values():
+        for module, attributes in zip(self._modules, self._attributes, strict=True):
             attributes["_parameters"] = dict(module._parameters)
 
 
@@ -203,7 +217,7 @@ def _snapshot(module: torch.nn.Module) -> dict[str, Any]:
     return attributes
 
 
-def _equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     try:
         return a == b  # in most cases of the same objects, so that this is all that is done
     except Exception:  # of tensors, whose comparison is no truth value
