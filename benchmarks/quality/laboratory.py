@@ -90,11 +90,15 @@ class Laboratory:
             **metrics.latent_psnr(found["latents"], latents),
             **self.subject.judge(found["pictures"], stock["pictures"]),
         }
-        steps, num_sync = self.options.steps, None
-        if setting.tolerance and drift.num_evaluations:
+        steps, num_sync, num_done = self.options.steps, None, None
+        if setting.cache and not setting.is_stock:
+            # Of each batch: what a cache has left of the evaluations.
+            num_sync = drift.num_sync / self.num_batches
+            num_done = drift.num_evaluations / self.num_batches
+        elif setting.tolerance and drift.num_evaluations:
             num_sync = steps * drift.num_sync / drift.num_evaluations
-        ideal = setting.ideal_speedup(steps, self.num_conds, num_sync)
-        if setting.cache is not None:
+        ideal = setting.ideal_speedup(steps, self.num_conds, num_sync, num_done)
+        if setting.cache and setting.is_stock:
             ideal = self.stock_rows / self.bench.num_rows
         figures = ", ".join(f"{k} {v:.3g}" for k, v in values.items() if v is not None)
         say(f"{setting.name}, {ideal:.2f}x: {figures or 'equal'}")
@@ -103,10 +107,12 @@ class Laboratory:
     def _sample(self, setting: Setting, drift: Drift | None = None) -> dict[str, Any]:
         """Latents and pictures of every batch."""
         latents, pictures = [], []
+        self.num_batches = 0
         for batch in self.subject.batches():
             with self.bench.under(setting, drift or Drift()) as model:
                 steps = setting.steps or self.options.steps
                 latent = self.subject.sampler.sample(model, *batch, steps=steps)
+            self.num_batches += 1
             latents.append(latent.float().cpu().numpy())
             pictures.append(self.subject.decode(latent))
         self.shown[setting] = np.concatenate(pictures)[:SHOWN]
@@ -115,7 +121,7 @@ class Laboratory:
     def _measure(self, results: list[Result]) -> None:
         devices = self.options.measure.split(",")
         timed = [r for r in results if 1 < r.setting.num_devices <= len(devices)]
-        timed = [r for r in timed if not r.setting.is_reference]
+        timed = [r for r in timed if not (r.setting.is_reference or r.setting.cache)]
         # Loaded anew: the oracle has replaced the units of the one that it evaluates.
         subject = make_subject(self.options)
         speedups = measured_speedups(subject, [r.setting for r in timed], devices)

@@ -137,24 +137,24 @@ def _plot_measure(axes: Any, results: Sequence[Result], key: str) -> None:
         lw=1,
     )
     for cache, marker in zip(CACHES, "12", strict=True):
-        found = [r for r in results if r.setting.cache == cache]
+        found = [r for r in results if r.setting.is_baseline and r.setting.cache == cache]
         if found:
             axes.plot(*points(found), marker=marker, color="gray", ls="--", label=cache, lw=1)
 
-    def plan(result: Result) -> tuple[int, int, int, bool, bool]:
+    def plan(result: Result) -> tuple[int, int, int, bool, bool, str]:
         setting = result.setting
-        ways = setting.time_shift, setting.prediction
+        ways = setting.time_shift, setting.prediction, setting.cache or ""
         return setting.replicas, setting.stages, setting.stride, *ways
 
     for index, (name, group) in enumerate(itertools.groupby(sorted(plain, key=plan), plan)):
         chosen = list(group)
-        replicas, stages, stride, shift, predicts = name
+        replicas, stages, stride, shift, predicts, cache = name
         label = f"N={stages} S={stride}" + f" R={replicas}" * (replicas > 1) + " shift" * shift
         marker = MARKERS[index % len(MARKERS)]
         (line,) = axes.plot(
             *points(chosen),
             marker=marker,
-            label=label + " draft" * predicts,
+            label=label + " draft" * predicts + f" + {cache}" * bool(cache),
             lw=2 if predicts else 1,
             ls="-" if predicts else ":",
             ms=4,
@@ -190,7 +190,9 @@ def plot_pictures(
     speedups = {result.setting: result.ideal_speedup for result in results}
     rows = [full]
     for setting, speedup in speedups.items():
-        if setting.warm_up == DEFAULT_WARM_UP and not (setting.is_stock or setting.is_reference):
+        if setting.warm_up == DEFAULT_WARM_UP and not (
+            setting.is_stock or setting.is_reference or setting.cache
+        ):
             rows += [setting, *baselines([speedup], full.steps or 1)]
     columns = len(pictures[full])
     height, width = pictures[full].shape[1:3]

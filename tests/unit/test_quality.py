@@ -27,7 +27,12 @@ def test_a_name_says_everything(setting: Setting) -> None:
     assert Setting.parse(setting.name) == setting
 
 
-@pytest.mark.parametrize("name", ["", "N2", "N2 S1", "N2 S1 w", "S1 N2 w3", "steps", "N2 S1 w3 x"])
+BAD_CACHES = "20 steps + LazyCache 0.2", " + LazyCache 0.2", "N2 S1 w3 + LazyCache"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "N2", "N2 S1", "N2 S1 w", "S1 N2 w3", "steps", "N2 S1 w3 x", *BAD_CACHES]
+)
 def test_a_wrong_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not like 'N2 S1 w3'"):
         Setting.parse(name)
@@ -40,6 +45,8 @@ def test_ideal_speedup_is_the_papers_formula() -> None:
     assert Setting(replicas=2).ideal_speedup(30, num_conds=1) == 1.0
     assert Setting(steps=10).ideal_speedup(30) == 3.0
     assert Setting(2, warm_up=40).ideal_speedup(30) == 1.0
+    # A cache left out 10 of 30 evaluations: two synchronous ones, and 18 at half the time.
+    assert Setting(2, warm_up=3, cache="LazyCache").ideal_speedup(30, 2, 2, 20) == 30 / 11
 
 
 @given(
