@@ -176,7 +176,13 @@ class AsyncDiffParallelize(io.ComfyNode):
             category=CATEGORY,
             description="Cuts a MODEL from any of ComfyUI's loaders into stages, each on a device "
             "of its own. LoRAs and other patches on the MODEL are kept.",
-            search_aliases=["multi gpu", "parallel model", "distribute model", "split model"],
+            search_aliases=[
+                "multi gpu",
+                "parallel model",
+                "distribute model",
+                "split model",
+                "faster",
+            ],
             inputs=[io.Model.Input("model", tooltip="The MODEL to spread."), *plan_inputs()],
             outputs=[io.Model.Output()],
         )

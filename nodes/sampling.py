@@ -157,7 +157,7 @@ class AsyncDiffSchedule(io.ComfyNode):
             category=CATEGORY,
             description="Sets how many first steps of a distributed MODEL run synchronously, for "
             "use with any sampler node.",
-            search_aliases=["async schedule", "warm up"],
+            search_aliases=["async schedule", "warm up", "multi gpu", "parallel", "faster"],
             inputs=[model_input(), *schedule_inputs()],
             outputs=[io.Model.Output()],
         )
@@ -179,7 +179,7 @@ class AsyncDiffKSampler(io.ComfyNode):
             category=CATEGORY,
             description="KSampler, with the model's stages working at the same time. A MODEL of "
             "ComfyUI's own loaders is spread over all devices by itself.",
-            search_aliases=["multi gpu ksampler", "parallel ksampler", "async ksampler"],
+            search_aliases=["multi gpu ksampler", "parallel ksampler", "async ksampler", "faster"],
             inputs=[
                 model_input(),
                 io.Int.Input(
@@ -223,7 +223,11 @@ class AsyncDiffKSamplerAdvanced(io.ComfyNode):
             category=CATEGORY,
             description="KSampler (Advanced), with the model's stages working at the same time. A "
             "MODEL of ComfyUI's own loaders is spread over all devices by itself.",
-            search_aliases=["multi gpu ksampler advanced", "async ksampler advanced"],
+            search_aliases=[
+                "multi gpu ksampler advanced",
+                "parallel ksampler advanced",
+                "async ksampler advanced",
+            ],
             inputs=[
                 model_input(),
                 io.Combo.Input(

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { addDeviceChoice, forgetMachine, replaceForeignDevices } from "./devices.js";
 import { Panel } from "./panel/panel.js";
-import { parallelEntries } from "./parallel.js";
+import { makeAllLocal, makeAllParallel, parallelEntries } from "./parallel.js";
 import { StatusClient } from "./status.js";
 
 const TAB = "asyncdiff";
@@ -19,9 +19,27 @@ const client = new StatusClient(api);
 /** @type {Panel | null} */
 let panel = null;
 
+/**
+ * @param {string} detail
+ * @param {string} severity
+ */
+function tell(detail, severity) {
+  app.extensionManager.toast.add({ severity, summary: "AsyncDiff", detail, life: 8000 });
+}
+
 /** @param {string} detail */
-function warn(detail) {
-  app.extensionManager.toast.add({ severity: "warn", summary: "AsyncDiff", detail, life: 8000 });
+const warn = (detail) => tell(detail, "warn");
+
+function allParallel() {
+  const number = makeAllParallel(app.graph);
+  if (number) tell(`${number} ${number === 1 ? "node samples" : "nodes sample"} in parallel now.`, "success");
+  else tell("There is nothing that samples, or all of it is parallel.", "info");
+}
+
+function allLocal() {
+  const number = makeAllLocal(app.graph);
+  if (number) tell("The workflow has stock nodes alone now.", "success");
+  else tell("There is no node of AsyncDiff in it.", "info");
 }
 
 async function releaseAll() {
@@ -43,6 +61,18 @@ app.registerExtension({
       icon: "pi pi-eject",
       function: releaseAll,
     },
+    {
+      id: "AsyncDiff.Parallel",
+      label: "AsyncDiff: make the whole workflow parallel",
+      icon: "pi pi-server",
+      function: allParallel,
+    },
+    {
+      id: "AsyncDiff.Local",
+      label: "AsyncDiff: back to stock nodes",
+      icon: "pi pi-undo",
+      function: allLocal,
+    },
   ],
 
   setup() {
@@ -56,7 +86,12 @@ app.registerExtension({
       type: "custom",
       render: (element) => {
         panel?.close();
-        panel = new Panel(element, client, (path) => window.open(api.apiURL(path), "_blank"));
+        panel = new Panel(
+          element,
+          client,
+          (path) => window.open(api.apiURL(path), "_blank"),
+          allParallel,
+        );
       },
       destroy: () => {
         panel?.close();
@@ -66,6 +101,12 @@ app.registerExtension({
   },
 
   getNodeMenuItems: parallelEntries,
+
+  getCanvasMenuItems: () => [
+    null,
+    { content: "Make the whole workflow parallel (AsyncDiff)", callback: allParallel },
+    { content: "Back to stock nodes (AsyncDiff)", callback: allLocal },
+  ],
 
   nodeCreated(node) {
     addDeviceChoice(node, api);

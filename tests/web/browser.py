@@ -182,12 +182,22 @@ class Canvas:
         )
         self.page.mouse.click(x, y)
 
+    def wait_for_rest(self) -> None:
+        """Wait until no node moves any more: a workflow that was opened is arranged at first."""
+        places, before = "app.graph._nodes.map((node) => [...node.pos, ...node.size])", None
+        while (now := self.page.evaluate(places)) != before:
+            before = now
+            self.page.wait_for_timeout(700)
+
     def right_click_title(self, type_: str) -> None:
         """Open the menu of the only node of this type."""
+        self.page.evaluate(
+            "type => app.canvas.centerOnNode(app.graph._nodes.find((n) => n.type === type))", type_
+        )
+        self.page.wait_for_timeout(500)  # Vue's nodes follow the canvas
         x, y = self.page.evaluate(
             """type => {
                 const node = app.graph._nodes.find((node) => node.type === type);
-                app.canvas.centerOnNode(node);
                 const { offset, scale } = app.canvas.ds;
                 const { left, top } = app.canvas.canvas.getBoundingClientRect();
                 const [x, y] = [node.pos[0] + 60, node.pos[1] - 12];

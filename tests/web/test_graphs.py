@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from harness.graphs import node
 
-from .browser import Canvas
+from .browser import PANEL, Canvas
 
 FOLDER = Path(__file__).parents[2] / "workflows"
 STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -185,7 +185,7 @@ def test_the_text_of_devices_survives(page: Canvas) -> None:
 
 def test_two_clicks_make_a_stock_graph_parallel(page: Canvas) -> None:
     page.load_api(STOCK)
-    page.page.wait_for_timeout(500)  # until the canvas has come to rest
+    page.wait_for_rest()
     page.right_click_title("KSampler")
     menu = page.page.locator(".litecontextmenu, [role=menu]").first
     menu.get_by_text("Make parallel (AsyncDiff)").click()
@@ -217,3 +217,162 @@ def test_a_sampler_in_a_subgraph_becomes_parallel(page: Canvas) -> None:
     assert new["inputs"] == {**STOCK["5"]["inputs"], **SCHEDULE}
     (decode,) = (n for n in flow.values() if n["class_type"] == "VAEDecode")
     assert flow[decode["inputs"]["samples"][0]] is new
+
+
+PARALLEL = '(await import("/extensions/asyncdiff/parallel.js"))'
+
+# A sampler of ComfyUI's custom kind, and two KSamplers that share a MODEL, one of them refining.
+CUSTOM = {
+    **STOCK,
+    "8": node("KSampler", **{**STOCK["5"]["inputs"], "latent_image": ["5", 0], "denoise": 0.4}),
+    "9": node("LoraLoaderModelOnly", model=["1", 0], lora_name="none", strength_model=1.0),
+    "10": node("BasicGuider", model=["9", 0], conditioning=["2", 0]),
+    "11": node("BasicScheduler", model=["9", 0], scheduler="simple", steps=20, denoise=1.0),
+    "12": node("RandomNoise", noise_seed=1),
+    "13": node("KSamplerSelect", sampler_name="euler"),
+    "14": node(
+        "SamplerCustomAdvanced",
+        **{"noise": ["12", 0], "guider": ["10", 0], "sampler": ["13", 0], "sigmas": ["11", 0]},
+        latent_image=["8", 0],
+    ),
+    "15": node("VAEDecode", samples=["14", 0], vae=["1", 2]),
+    "16": node("SaveImage", images=["15", 0], filename_prefix="custom"),
+    "17": node("SaveImage", images=["6", 0], filename_prefix="sdxl"),
+}
+
+
+def all_parallel(page: Canvas) -> int:
+    """Make the whole workflow parallel, as the menu does; how many nodes that was for."""
+    return page.page.evaluate(f"async () => {PARALLEL}.makeAllParallel(app.graph)")
+
+
+def all_local(page: Canvas) -> int:
+    return page.page.evaluate(f"async () => {PARALLEL}.makeAllLocal(app.graph)")
+
+
+def click_menu(page: Canvas, entry: str) -> None:
+    """Click an entry of the canvas's own menu."""
+    page.wait_for_rest()
+    page.page.mouse.click(200, 450, button="right")
+    page.page.get_by_text(entry).click()
+
+
+def without_schedules(flow: dict[str, Any]) -> dict[str, Any]:
+    """The same workflow with what comes before each schedule in its place."""
+    models = {
+        key: one["inputs"]["model"]
+        for key, one in flow.items()
+        if one["class_type"] == "AsyncDiffSchedule"
+    }
+    return {
+        key: {
+            **one,
+            "inputs": {
+                name: models.get(value[0], value) if isinstance(value, list) else value
+                for name, value in one["inputs"].items()
+            },
+        }
+        for key, one in flow.items()
+        if key not in models
+    }
+
+
+def test_a_whole_workflow_becomes_parallel_and_stock_again(page: Canvas) -> None:
+    page.load_api(CUSTOM)
+    before = page.exported()
+    links = page.page.evaluate("() => app.graph.links.size")
+    # Some files say that their last link had a smaller number than it has.
+    page.page.evaluate("() => { app.graph.state.lastLinkId = 2; }")
+    click_menu(page, "Make the whole workflow parallel (AsyncDiff)")
+    flow = page.exported()
+    schedules = [n for n in flow.values() if n["class_type"] == "AsyncDiffSchedule"]
+    assert sorted(one["inputs"]["model"][0] for one in schedules) == ["1", "9"]
+    assert all(one["inputs"] == {"model": one["inputs"]["model"], **SCHEDULE} for one in schedules)
+    assert without_schedules(flow) == before
+    sampled = {name for name in ("5", "8", "10") if flow[name]["inputs"]["model"][0] in flow}
+    assert sampled == {"5", "8", "10"}
+    for name in ("5", "8", "10"):
+        assert flow[flow[name]["inputs"]["model"][0]]["class_type"] == "AsyncDiffSchedule"
+    assert flow["11"]["inputs"]["model"] == ["9", 0]  # it samples nothing
+    # Right above their samplers, and on no other node.
+    overlaps = page.page.evaluate(
+        """() => {
+            const boxes = app.graph._nodes.map((n) => [n.type, ...n.boundingRect]);
+            return boxes.filter(([type]) => type === "AsyncDiffSchedule").flatMap(
+                (ours) => boxes.filter((other) => other !== ours
+                    && [1, 2].every((i) => ours[i] < other[i] + other[i + 2]
+                        && other[i] < ours[i] + ours[i + 2])));
+        }"""
+    )
+    assert overlaps == []
+    assert all_parallel(page) == 0
+    page.wait_for_recorded(len(CUSTOM) + 2)
+    page.page.locator("#graph-canvas").focus()
+    page.press_until_recorded("Control+z", len(CUSTOM), times=3)
+    assert page.exported() == before
+
+    all_parallel(page)
+    assert all_local(page) == 2
+    assert page.exported() == before
+    assert page.page.evaluate("() => app.graph.links.size") == links
+    assert all_local(page) == 0
+
+
+def test_samplers_in_subgraphs_become_parallel_and_stock_again(page: Canvas) -> None:
+    """The MODEL comes over the border, and the subgraph stands twice in the graph."""
+    page.load_api(CUSTOM)
+    page.page.evaluate(
+        """() => {
+            const chosen = app.graph._nodes.filter((n) => ["5", "10"].includes(String(n.id)));
+            for (const node of chosen) app.graph.convertToSubgraph(new Set([node]));
+        }"""
+    )
+    before = page.exported()
+    assert all_parallel(page) == 3
+    flow = page.exported()
+    assert without_schedules(flow) == before
+    for one in flow.values():
+        if one["class_type"] in ("KSampler", "BasicGuider"):
+            origin = flow[one["inputs"]["model"][0]]
+            assert origin["class_type"] == "AsyncDiffSchedule"
+    assert all_parallel(page) == 0
+    assert all_local(page) == 3
+    assert page.exported() == before
+
+
+def test_nodes_of_this_pack_become_stock_ones(page: Canvas) -> None:
+    page.load(saved("asyncdiff_sdxl"))
+    assert all_local(page) == 2
+    flow = page.exported()
+    kinds = sorted(one["class_type"] for one in flow.values())
+    assert not any(kind.startswith("AsyncDiff") for kind in kinds)
+    assert {"CheckpointLoaderSimple", "KSampler"} <= set(kinds)
+    (found,) = (one for one in flow.values() if one["class_type"] == "KSampler")
+    for name in ("model", "positive", "negative", "latent_image"):
+        assert found["inputs"][name][0] in flow
+    assert all_parallel(page) == 1
+
+
+@pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "vue"])
+def test_two_clicks_make_any_sampler_parallel(page: Canvas, is_vue: bool) -> None:
+    page.set("Comfy.VueNodes.Enabled", is_vue)
+    page.load_api(CUSTOM)
+    page.wait_for_rest()
+    page.right_click_title("BasicGuider")
+    page.page.get_by_text("Make parallel (AsyncDiff)").click()
+    flow = page.exported()
+    assert flow[flow["10"]["inputs"]["model"][0]]["class_type"] == "AsyncDiffSchedule"
+
+
+def test_two_clicks_make_the_whole_workflow_parallel(page: Canvas) -> None:
+    """From the canvas's menu, and from the panel."""
+    page.load_api(CUSTOM)
+    click_menu(page, "Make the whole workflow parallel (AsyncDiff)")
+    toast = page.page.locator(".p-toast-message")
+    expect(toast).to_contain_text("3 nodes sample in parallel now")
+    click_menu(page, "Back to stock nodes (AsyncDiff)")
+    expect(toast.last).to_contain_text("The workflow has stock nodes alone now")
+    assert page.nodes("AsyncDiffSchedule") == []
+    page.open_panel()
+    page.page.locator(f"{PANEL} .ad-title button").click()
+    assert len(page.nodes("AsyncDiffSchedule")) == 2

@@ -43,8 +43,9 @@ export class Panel {
    * @param {HTMLElement} element where it is shown
    * @param {StatusClient} client
    * @param {(path: string) => void} openPath shows what the server has under a path
+   * @param {() => void} makeParallel does so with the whole workflow
    */
-  constructor(element, client, openPath) {
+  constructor(element, client, openPath, makeParallel) {
     this.#client = client;
     this.#openPath = openPath;
     this.#run.append(
@@ -54,7 +55,10 @@ export class Panel {
       this.#timeline.element,
       h("p.ad-faint.ad-hint", {}, "Wheel, or + and −: zoom. Drag, or arrows: move. Double click: show all."),
     );
-    const title = h("header.ad-title", {}, h("h2", {}, "AsyncDiff"));
+    const parallel = button("Make parallel", "server", makeParallel, {
+      title: "Have everything in this workflow that samples do so on all devices",
+    });
+    const title = h("header.ad-title", {}, h("h2", {}, "AsyncDiff"), parallel);
     element.replaceChildren(
       h("div.ad-panel", {}, title, this.#problems, this.#groups, this.#run),
     );

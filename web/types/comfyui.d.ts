@@ -12,12 +12,14 @@ interface ComfyWidget {
 
 interface ComfyInput {
   name: string;
+  type: string;
   link: number | null;
   widget?: { name: string };
 }
 
 interface ComfyOutput {
   name: string;
+  type: string;
   links: number[] | null;
 }
 
@@ -41,9 +43,12 @@ interface ComfyNode {
   pos: number[];
   size: number[];
   mode: number;
+  flags: { collapsed?: boolean };
   color?: string;
   bgcolor?: string;
   graph: ComfyGraph;
+  /** What a node stands for that is a subgraph. */
+  subgraph?: ComfyGraph;
   inputs: ComfyInput[];
   outputs: ComfyOutput[];
   widgets?: ComfyWidget[];
@@ -63,6 +68,12 @@ interface ComfySubgraphSlot {
 
 interface ComfyGraph {
   links: Map<number | null, ComfyLink>;
+  _nodes: ComfyNode[];
+  /** The last numbers that were given away. */
+  state?: { lastLinkId: number };
+  /** The one that this is a subgraph of, and all subgraphs of that one. */
+  rootGraph?: ComfyGraph;
+  subgraphs?: Map<string, ComfyGraph>;
   /** Those of a subgraph. */
   inputs: ComfySubgraphSlot[];
   outputs: ComfySubgraphSlot[];
@@ -105,11 +116,13 @@ interface ComfyExtension {
   name: string;
   commands?: { id: string; label: string; icon: string; function(): void }[];
   setup?(): void;
+  getCanvasMenuItems?(): (ComfyMenuEntry | null)[];
   getNodeMenuItems?(node: ComfyNode): ComfyMenuEntry[];
   nodeCreated?(node: ComfyNode): void;
 }
 
 interface ComfyApp {
+  graph: ComfyGraph;
   registerExtension(extension: ComfyExtension): void;
   extensionManager: {
     toast: { add(message: { severity: string; summary: string; detail: string; life: number }): void };
