@@ -23,7 +23,8 @@ from ..algorithm.trunk import Trunk, drop_parameters, parameter_bytes  # noqa: E
 from ..errors import LayoutError, NumbersError, UnsupportedPatchError, few  # noqa: E402
 from ..planning.chain_check import require_chain  # noqa: E402
 from ..planning.costs import measure_costs  # noqa: E402
-from .model.layouts import entry_of, has_layout, layout_of  # noqa: E402
+from .model import plain_objects  # noqa: E402, F401  (has them cross)
+from .model.layouts import entry_of, has_layout, layout_of, left_out_of  # noqa: E402
 from .model.loading import (  # noqa: E402
     QUANTISATION,
     Loader,
@@ -139,9 +140,10 @@ class ComfyStageModel:
             nonlocal trunk
             model = base_model.diffusion_model
             trunk = Trunk.of(model, layout_of(model))
-            foreign = [unit for index, unit in enumerate(trunk.units) if index not in held]
-            drop_parameters(unit.module for unit in foreign)
-            prefixes = tuple(f"{unit.name}." for unit in foreign)
+            foreign = [unit.name for index, unit in enumerate(trunk.units) if index not in held]
+            foreign += left_out_of(model)
+            drop_parameters(map(model.get_submodule, foreign))
+            prefixes = tuple(f"{name}." for name in foreign)
 
             def choose(
                 key: str, tensor: torch.Tensor, like: torch.Tensor | None
@@ -154,7 +156,7 @@ class ComfyStageModel:
                 streaming.was_read(key, value)
                 return value
 
-            with absent(model, (unit.name for unit in foreign)):
+            with absent(model, foreign):
                 load_chosen(base_model, load_whole, choose)
                 require_loaded({"": model})
 

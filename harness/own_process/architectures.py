@@ -19,7 +19,7 @@ Inputs = dict[str, Any]
 
 # Buffers that a class leaves to the file: positions of SD3 and Stable Audio, SeedVR2's prompts.
 IN_THE_FILE = {"pos_embed", "transformer.rotary_pos_emb.inv_freq", "positive_conditioning"}
-IN_THE_FILE |= {"negative_conditioning"}
+IN_THE_FILE |= {"negative_conditioning", "rope.inv_freq"}
 
 
 class Draw:
@@ -268,6 +268,11 @@ LTX_AV = {
     "connector_num_attention_heads": 2,
     "connector_num_layers": 1,
 }
+MINIMAX = {
+    **{"hidden_size": 64, "num_layers": 5, "token_refiner_num_layers": 1, "ffn_hidden_size": 96},
+    **{"num_attention_heads": 2, "text_dim": 16, "time_embed_hidden_size": 64},
+    "time_embed_dim": 32,
+}
 PIXEL_DIT = {
     "num_groups": 2,
     "hidden_size": 32,
@@ -315,6 +320,23 @@ def wan(draw: Draw, **more: Any) -> Inputs:
 
 def lumina(draw: Draw, **more: Any) -> Inputs:
     return {"x": draw(2, 4, 9, 14), "context": text(draw), "num_tokens": 7, **more}
+
+
+def minimax(draw: Draw) -> Inputs:
+    """A first frame beside the video, as *MiniMax H3 Image to Video* gives it."""
+    frame = draw(1, 24, 1, 4, 6)
+    payload = {
+        "text_token_tags": torch.tensor([1, 1, 0, 0, 1, 1, 1]),
+        "keyframes": [{"resolved_frame_index": 0, "latent": frame}],
+        "frame_count": 5,
+        "cond_video_latents": [frame],
+        "seed": 3,
+    }
+    return {
+        "x": [draw(1, 24, 2, 4, 6), draw(1, 32, 2, 8)],
+        "context": text(draw, 1, MINIMAX["hidden_size"]),
+        "minimax_payload": payload,
+    }
 
 
 def hunyuan_video(draw: Draw, **more: Any) -> Inputs:
@@ -740,6 +762,7 @@ ARCHITECTURES = (
             "attention_mask": None,
         },
     ),
+    Architecture("MiniMax H3", "minimax.model:MiniMaxH3Model", MINIMAX, minimax, timestep=700.0),
     Architecture(
         "Mochi",
         "genmo.joint_model.asymm_models_joint:AsymmDiTJoint",

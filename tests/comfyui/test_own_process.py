@@ -30,7 +30,7 @@ def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) ->
 def test_workers_on_a_few_architectures(comfyui_path: Path) -> None:
     """What the links of each kind of layout carry, between real workers; LoRA hooks."""
     held = run(FOLDER / "group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
-    assert len(held) == 5 * 5 + 1 + 4
+    assert len(held) == 6 * 5 + 1 + 4
     assert [name for name, value in held.items() if not value] == []
 
 

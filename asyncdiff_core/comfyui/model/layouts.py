@@ -127,6 +127,8 @@ LAYOUTS = {
     ),
     # SeedVR2
     "NaDiT": _BLOCKS,
+    # Video and audio lie in one sequence, which is taken apart behind the blocks.
+    "MiniMaxH3Model": _BLOCKS,
     # Wan 2.1, 2.2
     "WanModel": _BLOCKS,
     "VaceWanModel": TrunkLayout(
@@ -147,7 +149,6 @@ REFUSED = {
     "StageB": "it runs its blocks several times in one evaluation",
     "CausalWanModel": "its sampler runs parts of it, and keeps what its blocks made, by itself",
     "HiDreamO1Transformer": "it keeps what its blocks made for the next evaluation",
-    "MiniMaxH3Model": "its conditioning holds objects that cannot be sent to worker processes",
     "RTv4": _NO_DIFFUSION,
     "SAM3Model": _NO_DIFFUSION,
     "DepthAnything3Net": _NO_DIFFUSION,
@@ -166,7 +167,11 @@ HOST_PARTS = {
         "video_embeddings_connector",
         "audio_embeddings_connector",
     ),
+    "MiniMaxH3Model": ("condition_proj", "token_refiner"),
 }
+
+# Of these no evaluation needs them, so that workers do not hold them.
+HOST_ALONE = {"MiniMaxH3Model"}
 
 
 def layout_of(diffusion_model: torch.nn.Module) -> TrunkLayout:
@@ -206,6 +211,12 @@ def host_parts_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:
     return tuple(
         part for part in parts if isinstance(getattr(diffusion_model, part, None), torch.nn.Module)
     )
+
+
+def left_out_of(diffusion_model: torch.nn.Module) -> tuple[str, ...]:
+    """Names of the submodules whose weights no worker needs."""
+    is_left_out = type(diffusion_model).__name__ in HOST_ALONE
+    return host_parts_of(diffusion_model) if is_left_out else ()
 
 
 def entry_of(diffusion_model: torch.nn.Module) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from ...algorithm.evaluator import Inputs
 from ...workers.memory import give_memory_back
+from . import plain_objects  # noqa: F401  (has them cross)
 from .absent import make_absent
 from .calls import SAMPLED, ModelCall
 from .layouts import entry_of, host_parts_of, position_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from ..model.layouts import (
     host_parts_of,
     latents_are_apart,
     layout_of,
+    left_out_of,
     position_of,
 )
 from ..model.loading import Loader
@@ -75,7 +77,11 @@ class RemoteModel:
         units = tuple(unit.name for unit in trunk.units)
         require_units(len(units), min(plan.stages for plan in request.candidates()))
         self.files = files_of(spec)
+        left_out = itertools.chain.from_iterable(
+            model.get_submodule(part).parameters() for part in left_out_of(model)
+        )
         self.weight_bytes = sum(map(tensor_bytes, model.parameters()))
+        self.weight_bytes -= sum(map(tensor_bytes, left_out))
         unit_bytes = tuple(sum(map(tensor_bytes, u.module.parameters())) for u in trunk.units)
         self.source = ModelSource(
             name=type(model).__name__,

@@ -44,14 +44,16 @@ def main(comfyui: str, pack: str) -> None:
 
     def sample(model: object, name: str, hooks: tuple = (None, None)) -> torch.Tensor:
         empty = empty_latent(name)
-        noise = torch.randn(empty.shape, generator=torch.Generator().manual_seed(1))
+        noise = comfy.sample.prepare_noise(empty, 1)
         prompts = [
             comfy.hooks.set_hooks_for_conditioning(conditioning(name, seed), each)
             for seed, each in zip((2, 3), hooks, strict=True)
         ]
-        return comfy.sample.sample(
+        latent = comfy.sample.sample(
             *(model, noise, steps, 3.0, "euler", "simple", *prompts, empty), seed=5
         )
+        parts = latent.unbind() if latent.is_nested else [latent]  # video and audio
+        return torch.cat([part.flatten() for part in parts])
 
     def oracle_model(name: str, stages: list, schedule: AsyncSchedule) -> object:
         patcher = load(name)
@@ -96,7 +98,7 @@ def main(comfyui: str, pack: str) -> None:
             stock_model = load(name)
             stock = sample(stock_model, name)
             assert torch.isfinite(stock).all(), name
-            workers = 3 if name == "Wan VACE" else 2
+            workers = 3 if name in ("Wan VACE", "MiniMax H3") else 2
             model = parallelize(stock_model, plan_for(",".join(["cpu"] * workers)))
             if name == REFUSED:
                 try:

@@ -7,8 +7,9 @@ from typing import Any
 import comfy.model_patcher
 import comfy.supported_models
 import torch
+from comfy.nested_tensor import NestedTensor
 
-from harness.own_process.architectures import COSMOS2, FLUX, LUMINA, WAN
+from harness.own_process.architectures import COSMOS2, FLUX, LUMINA, MINIMAX, WAN
 
 SIXTEEN = {"in_channels": 16, "out_channels": 16}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,6 +40,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Anima",
         {**COSMOS2, **SIXTEEN, "crossattn_emb_channels": 1024, "image_model": "anima"},
     ),
+    "MiniMax H3": ("MiniMaxH3", {**MINIMAX, "image_model": "minimax_h3"}),
 }
 
 # A name that ends so stands for a class that AsyncDiff does not know.
@@ -81,6 +83,10 @@ def conditioning(name: str, seed: int) -> list[Any]:
     if name == "Anima":
         words = {"t5xxl_ids": torch.arange(5) + seed, "t5xxl_weights": torch.ones(5)}
         return [[draw(1, 7, 1024), words]]
+    if name == "MiniMax H3":
+        frame = draw(1, 24, 1, 4, 6)
+        more = {"minimax_keyframes": [{"resolved_frame_index": 0, "latent": frame}]}
+        return [[draw(1, 7, 16), {**more, "minimax_frame_count": 5}]]
     more: dict[str, Any] = {"pooled_output": draw(1, 8)}
     if name.startswith("HunyuanDiT"):
         more |= {
@@ -91,7 +97,9 @@ def conditioning(name: str, seed: int) -> list[Any]:
     return [[draw(1, 7, 16), more]]
 
 
-def empty_latent(name: str) -> torch.Tensor:
+def empty_latent(name: str) -> Any:
+    if name == "MiniMax H3":
+        return NestedTensor((torch.zeros(1, 24, 2, 4, 6), torch.zeros(1, 32, 2, 8)))
     channels = 4 if name.startswith("HunyuanDiT") else 16
     frames = {"Wan VACE": (3,), "Anima": (1,)}.get(name, ())
     return torch.zeros(1, channels, *frames, 10, 12)
