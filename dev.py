@@ -62,6 +62,7 @@ TOOLS = (  # the newest that Python 3.10 still gets
     "pytest-xdist==3.8.0",
     "playwright==1.65.2",  # drives a Chromium that is already there; it fetches none
     "hypothesis==6.168.5",
+    "gguf==0.19.0",  # what reads and writes the files of ComfyUI-GGUF
     "ruff==0.17.6",
     "mypy==2.4.1",
 )

@@ -576,12 +576,14 @@ def write_lora(path: Path, *, model: Literal["sd15", "sd3", "wan"]) -> Path:
     return _write(path, lambda: lora(bases[model]()), model)
 
 
-def lora(base: dict[str, torch.Tensor], rank: int = 4) -> StateDict:
-    """Low-rank changes to the weights of ``base`` whose layers are named in ``LORA_LAYERS``."""
+def lora(
+    base: dict[str, torch.Tensor], rank: int = 4, layers: tuple[str, ...] = LORA_LAYERS
+) -> StateDict:
+    """Low-rank changes to the weights of ``base`` whose layers' names end so."""
     weights = StateDict(7)
     for key, weight in base.items():
         layer, _, kind = key.rpartition(".")
-        if kind != "weight" or not layer.endswith(LORA_LAYERS):
+        if kind != "weight" or not layer.endswith(layers):
             continue
         outputs, inputs, *kernel = weight.shape
         name = "lora_unet_" + layer.replace(".", "_")

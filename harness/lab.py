@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ EMPTY = {
     "wan": node("EmptyHunyuanLatentVideo", width=96, height=96, length=5, batch_size=1),
 }
 ADAPTER_PACK = Path(__file__).parent / "adapter_pack"
+# ComfyUI-GGUF where it is at hand, else what stands for it.
+GGUF_PACK = Path(os.environ.get("ASYNCDIFF_GGUF_PACK") or Path(__file__).parent / "gguf_pack")
 PROMPT = "a harbour in the morning mist, boats, soft light"
 NEGATIVE_PROMPT = "blurry, text"
 

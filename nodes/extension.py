@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from typing import Any
 
+from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
+
+import nodes as comfy_nodes
+
+from ..asyncdiff_core.comfyui.model.gguf_files import note_calls
 from . import routes  # noqa: F401 - registers the routes
 from .loaders import AsyncDiffCheckpointLoader, AsyncDiffDiffusionModelLoader, AsyncDiffParallelize
 from .motion import AsyncDiffMotionModule
@@ -25,3 +31,12 @@ class AsyncDiffExtension(ComfyExtension):
             AsyncDiffKSamplerAdvanced,
             AsyncDiffTimeline,
         ]
+
+
+def _before_prompt(prompt: dict[str, Any]) -> dict[str, Any]:
+    """All packs are there then, and none of their nodes has run."""
+    note_calls(comfy_nodes.NODE_CLASS_MAPPINGS.values())
+    return prompt
+
+
+PromptServer.instance.add_on_prompt_handler(_before_prompt)

@@ -8,7 +8,7 @@ import pytest
 
 from demo import shapes
 from harness.comfy_server import ComfyServer
-from harness.lab import ADAPTER_PACK, write_models
+from harness.lab import ADAPTER_PACK, GGUF_PACK, write_models
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     base_dir = tmp_path_factory.mktemp("comfyui")
     # More groups than ComfyUI keeps otherwise, since workers take ten seconds to come up.
     env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
-    packs = [shapes.PACK, ADAPTER_PACK]
+    packs = [shapes.PACK, ADAPTER_PACK, GGUF_PACK]
     with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
         yield running
 

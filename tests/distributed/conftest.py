@@ -22,6 +22,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is asked for, though the whole run may have been, as all of it passes by sockets too."""
+    monkeypatch.delenv("ASYNCDIFF_BACKEND", raising=False)
+
+
 @pytest.fixture(scope="module")
 def shared_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeGroup]:
     """Started groups by (name, number of stages, toy options), for tests that leave them whole."""

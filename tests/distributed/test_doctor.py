@@ -14,6 +14,8 @@ from benchmarks.doctor.__main__ import Doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.usefixtures("every_backend")
+
 
 def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

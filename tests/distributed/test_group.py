@@ -82,6 +82,7 @@ def test_over_sockets(own_group: Any, monkeypatch: pytest.MonkeyPatch, name: str
     assert group.members.links == "socket"
 
 
+@pytest.mark.usefixtures("every_backend")
 @pytest.mark.parametrize(
     ("bad", "text", "links"),
     [
@@ -104,6 +105,7 @@ def test_links_that_do_not_work(
     assert text is None or text in caplog.text
 
 
+@pytest.mark.usefixtures("every_backend")
 def test_no_links_that_work(own_group: Any) -> None:
     group = own_group("chain", 2, bad="all", builder="harness.bad_links:build")
     with pytest.raises(WorkerLinkError, match=r"ring: what came .*; socket: what came .* ASYNC"):

@@ -35,6 +35,7 @@ PARTS: dict[str, set[str]] = {
     "nodes": {COMFYUI, *ALL},
     "harness": {*ENGINE_ALONE, "harness.own_process"},
     "harness.adapter_pack": {COMFYUI},
+    "harness.gguf_pack": {COMFYUI},
     "harness.own_process": {COMFYUI, *ALL, "harness"},
     "demo": {*ENGINE_ALONE, "harness", "demo.shapes"},
     "demo.shapes": {COMFYUI},

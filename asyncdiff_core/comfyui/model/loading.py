@@ -65,12 +65,12 @@ class Loader:
             LoaderError: its loader does not tell.
         """
         init = getattr(patcher, "cached_patcher_init", None)
-        if type(patcher).__name__ == "GGUFModelPatcher":
+        if init is None and type(patcher).__name__ == "GGUFModelPatcher":
             raise LoaderError(
-                f"This {type(patcher.model).__name__} comes from a GGUF file, by the nodes of "
-                "ComfyUI-GGUF. Worker processes cannot read it. Load the same model as safetensors "
-                "with Load Diffusion Model (weight_dtype fp8_e4m3fn where memory is short), or "
-                "use the MODEL without AsyncDiff."
+                f"This {type(patcher.model).__name__} comes from a GGUF file, by a node that does "
+                "not tell which. Use Unet Loader (GGUF) of ComfyUI-GGUF; load the same model as "
+                "safetensors with Load Diffusion Model (weight_dtype fp8_e4m3fn where memory is "
+                "short); or use the MODEL without AsyncDiff."
             )
         if init is None:
             raise LoaderError(
@@ -236,8 +236,15 @@ def load_chosen(base_model: Any, load_whole: Callable[[], Any], choose: Choose) 
         del model.load_state_dict
 
 
+def is_packed(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is of a pack's own class, and its bytes are not the numbers of its shape."""
+    return hasattr(tensor, "tensor_shape")
+
+
 def as_meta(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
     """`tensor` without its values, as a model has it whose own is `like`."""
+    if like is None and is_packed(tensor):
+        return tensor.to("meta")
     dtype = tensor.dtype if like is None else like.dtype
     return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
@@ -304,9 +311,14 @@ def as_unquantised(model: torch.nn.Module) -> None:
     """Make the quantised weights of `model`, which is on meta, those of ordinary layers."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None and hasattr(parameter, "__tensor_flatten__"):
-                plain = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            if parameter is None:
+                continue
+            is_quantised = hasattr(parameter, "__tensor_flatten__")
+            if is_quantised or is_packed(parameter):
+                dtype = parameter.dtype if is_quantised else torch.float32
+                plain = torch.empty(tuple(parameter.shape), dtype=dtype, device="meta")
                 module._parameters[name] = torch.nn.Parameter(plain, requires_grad=False)
+            if is_quantised:
                 module.__dict__.update(layout_type=None, quant_format=None)
 
 
