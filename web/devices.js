@@ -33,7 +33,8 @@ document.addEventListener("pointerdown", (event) => (lastPointer = event), true)
 export function addDeviceChoice(node, api) {
   const devices = node.widgets?.find((widget) => widget.name === "devices");
   if (!devices || !node.comfyClass?.startsWith("AsyncDiff")) return;
-  const isLinked = () => (node.inputs?.find((input) => input.widget?.name === "devices")?.link ?? null) !== null;
+  const isLinked = () =>
+    Boolean(node.inputs?.some((input, slot) => input.widget?.name === "devices" && node.isInputConnected(slot)));
   const button = node.addWidget("button", "choose_devices", null, async () => {
     const known = await askMachine(api);
     if (known && !isLinked()) openMenu(known, devices, update);

@@ -124,11 +124,7 @@ function isSampler(node) {
  * @returns {ComfyLink[]}
  */
 function openModels(node) {
-  return (node.inputs ?? [])
-    .filter((slot) => slot.type === "MODEL")
-    .map((slot) => node.graph.links.get(slot.link))
-    .filter((link) => link !== undefined)
-    .filter((link) => !isOurs(node.graph, link, new Set()));
+  return linksInto(node, ["MODEL"]).filter((link) => !isOurs(node.graph, link, new Set()));
 }
 
 /**
@@ -145,10 +141,7 @@ function isOurs(graph, link, seen) {
   seen.add(node);
   const kind = node.comfyClass ?? "";
   if (PASSED.includes(kind) || kind in STOCK) return true;
-  return (node.inputs ?? [])
-    .filter((slot) => slot.type === "MODEL" || slot.type === "*")
-    .map((slot) => graph.links.get(slot.link))
-    .some((before) => before !== undefined && isOurs(graph, before, seen));
+  return linksInto(node, ["MODEL", "*"]).some((before) => isOurs(graph, before, seen));
 }
 
 /**
@@ -219,7 +212,7 @@ function box({ pos, size, flags }) {
  */
 function takeOut(node) {
   const { graph } = node;
-  const before = graph.links.get(node.inputs[node.findInputSlot("model")].link);
+  const [before] = linksInto(node, ["MODEL"]);
   const after = linksOf(node, 0);
   if (before) for (const link of after) reconnect(graph, before, link);
   graph.remove(node);
@@ -264,10 +257,9 @@ function replace(node, type) {
     const same = twin.widgets?.find((other) => other.name === widget.name);
     if (same) same.value = widget.value;
   }
-  for (const input of node.inputs) {
-    const link = graph.links.get(input.link);
-    const slot = twin.findInputSlot(input.name);
-    if (link && slot >= 0) connectInput(graph, link, twin, slot);
+  for (const link of linksInto(node)) {
+    const slot = twin.findInputSlot(node.inputs[link.target_slot].name);
+    if (slot >= 0) connectInput(graph, link, twin, slot);
   }
   node.outputs.forEach((_, slot) => {
     for (const link of linksOf(node, slot)) connectOutput(graph, link, twin, slot);
@@ -283,10 +275,23 @@ function replace(node, type) {
  * @returns {ComfyLink[]}
  */
 function linksOf(node, slot) {
-  const { links } = node.graph;
-  return (node.outputs[slot].links ?? [])
-    .map((id) => links.get(id))
-    .filter((link) => link !== undefined);
+  const isOf = (/** @type {ComfyLink} */ link) =>
+    !link.originIsIoNode && link.origin_id === node.id && link.origin_slot === slot;
+  return [...node.graph.links.values()].filter(isOf);
+}
+
+/**
+ * The links into inputs of `node`: those of these types, by default all.
+ * @param {ComfyNode} node
+ * @param {string[]} [types]
+ * @returns {ComfyLink[]}
+ */
+function linksInto(node, types) {
+  const isOf = (/** @type {ComfyLink} */ link) =>
+    !link.targetIsIoNode &&
+    link.target_id === node.id &&
+    (!types || types.includes(node.inputs[link.target_slot]?.type));
+  return [...node.graph.links.values()].filter(isOf);
 }
 
 /**

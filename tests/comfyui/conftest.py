@@ -31,7 +31,10 @@ def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     # More groups than ComfyUI keeps otherwise, since workers take ten seconds to come up.
     env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
     packs = [shapes.PACK, ADAPTER_PACK, GGUF_PACK]
-    with ComfyServer(comfyui_path, base_dir, env=env, more_packs=packs) as running:
+    # Another version of ComfyUI's page, as its package comfyui-frontend-package has it.
+    page = os.environ.get("ASYNCDIFF_TEST_FRONTEND")
+    args = ["--front-end-root", page] if page else []
+    with ComfyServer(comfyui_path, base_dir, args=args, env=env, more_packs=packs) as running:
         yield running
 
 

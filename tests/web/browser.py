@@ -16,6 +16,7 @@ from playwright.sync_api import (
     Playwright,
     Route,
     TimeoutError,
+    expect,
 )
 
 from harness.comfy_server import PACK_FOLDER, ComfyServer
@@ -206,6 +207,14 @@ class Canvas:
             type_,
         )
         self.page.mouse.click(x, y, button="right")
+
+    def expect_toast(self, text: str) -> None:
+        """Wait for a message at the border of the page."""
+        expect(self.page.get_by_text(text).first).to_be_visible()
+
+    def saved(self) -> dict[str, Any]:
+        """The workflow as the browser saves it."""
+        return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def exported(self) -> dict[str, Any]:
         """The graph in the API format, as *Export (API)* writes it."""

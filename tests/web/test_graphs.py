@@ -115,7 +115,7 @@ def test_devices_from_another_node_are_replaced_too(page: Canvas) -> None:
         }"""
     )
     assert placement(page.queued()) == {"devices": "auto", "stages": 0, "replicas": 0, "stride": 1}
-    expect(page.page.locator(".p-toast-message")).to_contain_text("no cuda:0, cuda:5 here: auto")
+    page.expect_toast("no cuda:0, cuda:5 here: auto")
 
 
 def placement(flow: dict[str, Any]) -> dict[str, Any]:
@@ -160,15 +160,15 @@ def test_the_text_of_devices_survives(page: Canvas) -> None:
 
     workflow = page.page.evaluate(
         """() => {
-            const { node } = app.graph.convertToSubgraph(new Set([...app.graph._nodes]));
-            const workflow = app.graph.serialize();
+            app.graph.convertToSubgraph(new Set([...app.graph._nodes]));
+            const workflow = JSON.parse(JSON.stringify(app.graph.serialize()));
             workflow.nodes[0].properties.proxyWidgets = [["1", "devices"], ["1", "choose_devices"]];
             workflow.nodes[0].widgets_values = ["cuda:4,cuda:5", null];
             return workflow;
         }"""
     )
     page.load(workflow)
-    again = page.page.evaluate("() => app.graph.serialize()")
+    again = page.saved()
     page.load(again)
     assert again["nodes"][0]["widgets_values"] == ["cuda:4,cuda:5"]
     assert placement(page.exported())["devices"] == "cuda:4,cuda:5"
@@ -368,10 +368,9 @@ def test_two_clicks_make_the_whole_workflow_parallel(page: Canvas) -> None:
     """From the canvas's menu, and from the panel."""
     page.load_api(CUSTOM)
     click_menu(page, "Make the whole workflow parallel (AsyncDiff)")
-    toast = page.page.locator(".p-toast-message")
-    expect(toast).to_contain_text("3 nodes sample in parallel now")
+    page.expect_toast("3 nodes sample in parallel now")
     click_menu(page, "Back to stock nodes (AsyncDiff)")
-    expect(toast.last).to_contain_text("The workflow has stock nodes alone now")
+    page.expect_toast("The workflow has stock nodes alone now")
     assert page.nodes("AsyncDiffSchedule") == []
     page.open_panel()
     page.page.locator(f"{PANEL} .ad-title button").click()

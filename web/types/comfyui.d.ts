@@ -13,14 +13,12 @@ interface ComfyWidget {
 interface ComfyInput {
   name: string;
   type: string;
-  link: number | null;
   widget?: { name: string };
 }
 
 interface ComfyOutput {
   name: string;
   type: string;
-  links: number[] | null;
 }
 
 interface ComfyLink {
@@ -36,6 +34,7 @@ interface ComfyLink {
 }
 
 interface ComfyNode {
+  id: number;
   /** The class of nodes that the server knows it by. */
   comfyClass?: string;
   readonly constructor: Function & { title?: string };
@@ -55,6 +54,7 @@ interface ComfyNode {
   addWidget(type: string, name: string, value: unknown, callback: () => void): ComfyWidget;
   connect(slot: number, target: ComfyNode, targetSlot: number, reroute?: number): void;
   findInputSlot(name: string): number;
+  isInputConnected(slot: number): boolean;
   setDirtyCanvas?(foreground: boolean, background: boolean): void;
   setSize(size: number[]): void;
   onConfigure?(...args: unknown[]): unknown;
