@@ -30,6 +30,19 @@ function tell(detail, severity) {
 /** @param {string} detail */
 const warn = (detail) => tell(detail, "warn");
 
+/** @type {Set<string>} */
+const told = new Set();
+
+/**
+ * What the server tells of a node's run: why it could gain nothing. Once for each text.
+ * @param {CustomEvent} event
+ */
+function tellOnce({ detail }) {
+  const key = `${detail.node_id} ${detail.text}`;
+  if (!told.has(key)) tell(detail.text, "info");
+  told.add(key);
+}
+
 function allParallel() {
   const number = makeAllParallel(app.graph);
   if (number) tell(`${number} ${number === 1 ? "node samples" : "nodes sample"} in parallel now.`, "success");
@@ -77,6 +90,7 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("reconnected", forgetMachine);
+    api.addEventListener("asyncdiff", tellOnce);
     replaceForeignDevices(api, warn);
     app.extensionManager.registerSidebarTab({
       id: TAB,

@@ -28,7 +28,7 @@ KEY_OF_LESS = "asyncdiff_memory"
 def stay_local(reason: Exception) -> None:
     """Say that a MODEL stays in ComfyUI's own process, in the log and on the node."""
     log.info("the model stays in ComfyUI's own process: %s", reason)
-    show_on_node(f"on one device: {reason}")
+    show_on_node(f"on one device: {reason}", is_told=True)
 
 
 def prepare(patcher: Any) -> None:

@@ -20,10 +20,10 @@ from .browser import CARDS, PANEL, Canvas
 _seeds = itertools.count(1)
 
 
-def shapes(steps: int) -> Workflow:
+def shapes(steps: int, **schedule: Any) -> Workflow:
     """A run on two workers, with a seed of its own, as the browser gets it."""
     flow = shapes_workflow(["two red circles on blue"] * 4, steps=steps, seed=next(_seeds))
-    return graphs.asyncdiff(flow, devices="cpu,cpu")
+    return graphs.asyncdiff(flow, devices="cpu,cpu", **schedule)
 
 
 def group(server: ComfyServer) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def imagined(num: int, steps: int, **group: Any) -> tuple[dict[str, Any], dict[s
     report = {
         **{"prompt_id": "one", "node_id": "5", "model": "Flux", "ended": 100.0, "plan": plan},
         **{"schedule": {"warm_up": 1}, "seconds": steps / 10, "evaluations": [{}] * steps},
+        "gain": f"{steps} steps, 1.71x",
         "workers": [{**worker, "spans": spans} for worker in workers],
     }
     last_run = {"prompt_id": "one", "node_id": "5", "ended": 100.0}
@@ -227,6 +228,14 @@ def test_a_run_moves_and_its_timeline_stays(page: Canvas, warm: None) -> None:
     texts = page.page.evaluate("window.texts")
     assert any(text.startswith("warm-up ") for text in texts)
     assert texts[-1].startswith(f"{steps} steps, ")
+    expect(panel.locator(".ad-run > p").first).to_contain_text(texts[-1])
+
+
+def test_why_a_run_has_gained_nothing_is_told_once(page: Canvas, warm: None) -> None:
+    """One whose warm-up is all of it, and a MODEL that stays on one device."""
+    page.load_api(shapes(2, warm_up=2))
+    page.run()
+    page.expect_toast("no gain: the warm-up was all of 2 steps")
 
 
 def test_the_log_of_a_worker(page: Canvas, lab: ComfyServer, warm: None) -> None:

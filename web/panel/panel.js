@@ -176,7 +176,7 @@ export class Panel {
   /** @param {ReturnType<typeof ofReport> & {report: Report}} last */
   #showReport({ report, rows, length, preparation }) {
     this.#runTitle.textContent = "Last run";
-    const parts = [`${seconds(length)} for ${report.evaluations.length} evaluations`];
+    const parts = [report.gain, `${seconds(length)} for ${report.evaluations.length} evaluations`];
     if (preparation > 0.5) parts.push(`${seconds(preparation)} before`);
     parts.push(report.model, planWords(report.plan), `warm-up ${report.schedule.warm_up}`);
     const errors = report.evaluations.flatMap((one) => (one.mode === "async" ? (one.error ?? []) : []));

@@ -106,7 +106,7 @@ interface ComfyPrompt {
 }
 
 interface ComfyApi {
-  addEventListener(event: string, listener: () => void): void;
+  addEventListener(event: string, listener: (event: CustomEvent) => void): void;
   apiURL(path: string): string;
   fetchApi(path: string, options?: RequestInit): Promise<Response>;
   queuePrompt(number: number, prompt: ComfyPrompt, ...more: unknown[]): Promise<unknown>;

@@ -105,6 +105,8 @@ export interface Report {
   plan: Plan;
   schedule: { warm_up: number };
   seconds: number;
+  /** What it has gained, in words. */
+  gain: string;
   ended: number;
   evaluations: Evaluation[];
   workers: WorkerReport[];

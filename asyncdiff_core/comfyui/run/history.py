@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any
 
 from ...errors import MAX_ERROR_TEXT
+from ...reports.progress import gain
 from ...reports.report import RunReport
 
 MAX_RUNS_BYTES = 32 * 2**20  # as JSON; a run of a thousand steps has some hundred KiB
@@ -25,7 +26,7 @@ def name_run(report: RunReport) -> None:
 
 def record(report: RunReport) -> None:
     """Keep `report`, of a run that ended well just now."""
-    run = {**report.as_dict(), "ended": time.time()}
+    run = {**report.as_dict(), "gain": gain(report), "ended": time.time()}
     _runs.append((run, len(json.dumps(run))))
     while len(_runs) > 1 and sum(size for _, size in _runs) > MAX_RUNS_BYTES:
         _runs.popleft()

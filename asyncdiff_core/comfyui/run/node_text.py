@@ -15,8 +15,18 @@ from .history import executing_context
 _preparing = threading.local()  # `text` and `group` of the run that this thread prepares
 
 
-def show_on_node(text: str) -> None:
-    """Show `text` on the node that this thread executes; outside of one, nowhere."""
+# The browser shows what comes so at the border of the page: newer ones take a node's text away when
+# its prompt has ended.
+EVENT = "asyncdiff"
+
+
+def show_on_node(text: str, *, is_told: bool = False) -> None:
+    """Show `text` on the node that this thread executes; outside of one, nowhere.
+
+    Args:
+        text: what it says.
+        is_told: the browser shows it at the border of the page as well, once.
+    """
     context = executing_context()
     if context is None:
         return
@@ -24,6 +34,9 @@ def show_on_node(text: str) -> None:
 
     server = PromptServer.instance
     server.send_progress_text(text, context.node_id, server.client_id)
+    if is_told:
+        told = {"node_id": context.node_id, "text": text}
+        server.send_sync(EVENT, told, server.client_id)
 
 
 def poll() -> None:
@@ -62,7 +75,7 @@ class RunText:
         """Show `text`, unless it is there already or empty."""
         if text and text != self._shown:
             self._shown = text
-            show_on_node(text)
+            show_on_node(text, is_told="no gain" in text)
 
 
 def preparation(group: WorkerGroup) -> str:
