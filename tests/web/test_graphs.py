@@ -60,8 +60,8 @@ def test_every_workflow_opens(page: Canvas, is_vue: bool) -> None:
         assert all(known or t == "MarkdownNote" for t, _, known in types), stem
         for saved_node in workflow["nodes"]:
             if saved_node["type"].startswith("AsyncDiff"):
-                (found,) = page.nodes(saved_node["type"])
-                assert found["saved"] == saved_node["widgets_values"], stem
+                found = {str(one["id"]): one["saved"] for one in page.nodes(saved_node["type"])}
+                assert found[str(saved_node["id"])] == saved_node["widgets_values"], stem
     assert not page.errors
 
 
