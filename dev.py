@@ -430,6 +430,11 @@ def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list
         command += ["--base-directory", str(place)]
         command += ["--database-url", f"sqlite:///{(place / 'user' / 'comfyui.db').as_posix()}"]
         say(f"Models, inputs and outputs: {place}")
+    if "--base-directory" in arguments[:-1]:
+        own = Path(arguments[arguments.index("--base-directory") + 1])
+        # ComfyUI's folder is another one, and a folder that is missing is an error there.
+        command[command.index("--base-directory") + 1] = str(own.absolute())
+        own.mkdir(parents=True, exist_ok=True)
     if "--cpu" not in arguments and not accelerator(str(environment.python)):
         command.append("--cpu")
     if "--port" not in arguments:

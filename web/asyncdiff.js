@@ -34,11 +34,11 @@ const warn = (detail) => tell(detail, "warn");
 const told = new Set();
 
 /**
- * What the server tells of a node's run: why it could gain nothing. Once for each text.
+ * What the server tells of a node's run: why it could gain nothing. Once, whatever the figures.
  * @param {CustomEvent} event
  */
 function tellOnce({ detail }) {
-  const key = `${detail.node_id} ${detail.text}`;
+  const key = `${detail.node_id} ${detail.text.replace(/[\d.]+/g, "")}`;
   if (!told.has(key)) tell(detail.text, "info");
   told.add(key);
 }

@@ -155,7 +155,10 @@ class Canvas:
         later, and either may be a step of its own for undo and redo.
         """
         for left in reversed(range(times)):
-            self.page.keyboard.press(key)
+            # What only has not been recorded yet is not done once more.
+            if left == times - 1 or self.page.evaluate("app.graph._nodes.length") != number:
+                self.page.locator("#graph-canvas").focus()
+                self.page.keyboard.press(key)
             try:
                 self.wait_for_recorded(number, seconds=5 if left else 30)
             except TimeoutError:

@@ -98,12 +98,16 @@ def test_many_workers_in_a_narrow_panel_and_a_long_run(page: Canvas) -> None:
     expect(panel).to_contain_text("8 replicas x 1 stages do not fit")
     for width in (310, 220):
         panel.evaluate("(panel, width) => (panel.style.width = `${width}px`)", width)
-        wide = panel.evaluate(
-            "panel => [...panel.querySelectorAll('.ad-card, .ad-card *, .ad-group, h3, svg')]"
-            ".filter((one) => one.getBoundingClientRect().right"
-            " > panel.getBoundingClientRect().right + 1).map((one) => one.outerHTML.slice(0, 80))"
+        # The timeline is drawn anew in one of the next frames.
+        page.page.wait_for_function(
+            """selector => {
+                const panel = document.querySelector(selector);
+                const { right } = panel.getBoundingClientRect();
+                const parts = panel.querySelectorAll(".ad-card, .ad-card *, .ad-group, h3, svg");
+                return [...parts].every((one) => one.getBoundingClientRect().right <= right + 1);
+            }""",
+            arg=PANEL,
         )
-        assert wide == []
     overlaps = panel.evaluate(
         """panel => [...panel.querySelectorAll('.ad-foot')].filter((foot) => {
             const button = foot.querySelector('.ad-button').getBoundingClientRect();
@@ -190,13 +194,7 @@ def test_a_run_moves_and_its_timeline_stays(page: Canvas, warm: None) -> None:
     page.open_panel()
     panel, bars = page.page.locator(PANEL), page.page.locator(f"{PANEL} .ad-bar")
     page.load_api(shapes(steps))
-    # What the node is told to show. Newer pages take it away when the prompt has ended.
-    page.page.evaluate(
-        """() => {
-            window.texts = [];
-            app.api.addEventListener("progress_text", (e) => window.texts.push(e.detail.text));
-        }"""
-    )
+    note_texts(page)
     page.run()
     expect(panel.locator(".ad-phase")).to_contain_text("async", timeout=60e3)
     title = panel.locator(".ad-run h3")
@@ -225,10 +223,39 @@ def test_a_run_moves_and_its_timeline_stays(page: Canvas, warm: None) -> None:
     expect(bars).to_have_count(2 * steps)
 
     # In the end the node says what the whole run has gained, or that it has not.
-    texts = page.page.evaluate("window.texts")
+    texts = [told["text"] for told in page.page.evaluate("window.texts")]
     assert any(text.startswith("warm-up ") for text in texts)
     assert texts[-1].startswith(f"{steps} steps, ")
     expect(panel.locator(".ad-run > p").first).to_contain_text(texts[-1])
+
+
+def note_texts(page: Canvas) -> None:
+    """Note what nodes are told to show. Newer pages take it away when the prompt has ended."""
+    page.page.evaluate(
+        """() => {
+            window.texts = [];
+            app.api.addEventListener("progress_text", (e) => window.texts.push(e.detail));
+        }"""
+    )
+
+
+def test_the_node_of_a_subgraph_says_what_its_sampler_says(page: Canvas, warm: None) -> None:
+    page.load_api(shapes(4))
+    outer = page.page.evaluate(
+        """() => {
+            const sampler = app.graph._nodes.find((n) => n.type === "AsyncDiffKSampler");
+            return String(app.graph.convertToSubgraph(new Set([sampler])).node.id);
+        }"""
+    )
+    note_texts(page)
+    page.run()
+    page.page.wait_for_function("() => window.texts.some((one) => one.text.startsWith('4 steps'))")
+    texts: dict[str, list[str]] = {}
+    for told in page.page.evaluate("window.texts"):
+        texts.setdefault(told["nodeId"], []).append(told["text"])
+    (inner,) = (node for node in texts if node != outer)
+    assert inner.startswith(f"{outer}:")
+    assert texts[outer] == texts[inner]
 
 
 def test_why_a_run_has_gained_nothing_is_told_once(page: Canvas, warm: None) -> None:

@@ -43,6 +43,7 @@ def load(
     arguments: tuple[tuple[str, Any], ...],
     names: tuple[Asked, ...],
     *paths: str,
+    disable_dynamic: bool = True,
 ) -> Any:
     """Make a call that was noted.
 
@@ -52,6 +53,7 @@ def load(
         arguments: of its method, by name.
         names: for which it asks ComfyUI.
         paths: of the files that it finds.
+        disable_dynamic: ComfyUI asks for MODELs that do not page; these never do.
 
     Returns:
         The MODEL's ModelPatcher.

@@ -33,7 +33,10 @@ def show_on_node(text: str, *, is_told: bool = False) -> None:
     from server import PromptServer  # here, so that ComfyUI's classes can be used without a server
 
     server = PromptServer.instance
-    server.send_progress_text(text, context.node_id, server.client_id)
+    # `5:7` is node 7 of the subgraph that is node 5, which shows it as well.
+    parts = context.node_id.split(":")
+    for depth in range(len(parts), 0, -1):
+        server.send_progress_text(text, ":".join(parts[:depth]), server.client_id)
     if is_told:
         told = {"node_id": context.node_id, "text": text}
         server.send_sync(EVENT, told, server.client_id)
