@@ -149,25 +149,32 @@ def forget_pages(tensor: torch.Tensor) -> None:
     brought in.
 
     They stay in the system's cache, and come back from there when they are read again. Nothing is
-    done on systems but Linux, nor where a page is none of a file, since it was written to.
+    done on systems but Linux, nor where it is not known of each page that is there that it is one
+    of a file: any other one would come back as zeros.
     """
     if sys.platform != "linux" or not tensor.is_contiguous():
         return
     size = os.sysconf("SC_PAGE_SIZE")
     first, last = -(-tensor.data_ptr() // size), (tensor.data_ptr() + tensor.nbytes) // size
-    if last <= first:
+    pages = _page_map(first, last) if last > first else b""
+    if len(pages) != 8 * max(0, last - first):
         return
+    # Of each page: whether it is in memory, swapped out, and of a file. See proc_pid_pagemap(5).
+    words = numpy.frombuffer(pages, dtype=numpy.uint64)
+    is_there, is_swapped, is_of_file = (words & numpy.uint64(1 << bit) != 0 for bit in (63, 62, 61))
+    if is_there.any() and not (is_swapped | is_there & ~is_of_file).any():
+        place, length = ctypes.c_void_p(first * size), ctypes.c_size_t((last - first) * size)
+        ctypes.CDLL(None).madvise(place, length, mmap.MADV_DONTNEED)
+
+
+def _page_map(first: int, last: int) -> bytes:
+    """Eight bytes for each page from `first` up to `last`; fewer where the system does not tell."""
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as file:
             file.seek(8 * first)
-            pages = numpy.frombuffer(file.read(8 * (last - first)), dtype=numpy.uint64)
+            return file.read(8 * (last - first))
     except OSError:
-        return
-    # Of each page: whether it is in memory, swapped out, and of a file. See proc_pid_pagemap(5).
-    is_there, is_swapped, is_of_file = (pages & numpy.uint64(1 << bit) != 0 for bit in (63, 62, 61))
-    if not (is_swapped | is_there & ~is_of_file).any():
-        place, length = ctypes.c_void_p(first * size), ctypes.c_size_t((last - first) * size)
-        ctypes.CDLL(None).madvise(place, length, mmap.MADV_DONTNEED)
+        return b""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
