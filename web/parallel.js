@@ -27,12 +27,8 @@ const ALWAYS = 0; // the mode of a node that is neither muted nor bypassed
  * @returns {ComfyMenuEntry[]}
  */
 export function parallelEntries(node) {
-  const kind = node.comfyClass ?? "";
-  if (SAMPLERS.includes(kind)) {
-    return [{ content: "Make parallel (AsyncDiff)", callback: () => makeParallel(node) }];
-  }
-  if (kind in STOCK || PASSED.includes(kind) || node.subgraph) return [];
-  return openModels(node).length
+  const canTakeSchedule = !isOurNode(node) && !node.subgraph && openModels(node).length;
+  return SAMPLERS.includes(node.comfyClass ?? "") || canTakeSchedule
     ? [{ content: "Make parallel (AsyncDiff)", callback: () => makeParallel(node) }]
     : [];
 }
@@ -81,9 +77,7 @@ export function makeAllParallel(root) {
  * @returns {number} how many there were
  */
 export function makeAllLocal(root) {
-  const ours = graphsOf(root).flatMap((graph) =>
-    graph._nodes.filter((n) => (n.comfyClass ?? "") in STOCK || PASSED.includes(n.comfyClass ?? "")),
-  );
+  const ours = graphsOf(root).flatMap((graph) => graph._nodes.filter(isOurNode));
   if (!ours.length) return 0;
   root.beforeChange();
   renewLinkNumbers(root);
@@ -119,6 +113,14 @@ function isSampler(node) {
 }
 
 /**
+ * Whether a node is of this pack, and a MODEL comes out of it or is sampled in it.
+ * @param {ComfyNode} node
+ */
+function isOurNode({ comfyClass = "" }) {
+  return comfyClass in STOCK || PASSED.includes(comfyClass);
+}
+
+/**
  * Links that bring a MODEL to `node` that comes through no node of this pack.
  * @param {ComfyNode} node
  * @returns {ComfyLink[]}
@@ -139,8 +141,7 @@ function isOurs(graph, link, seen) {
   const node = graph.getNodeById(link.origin_id);
   if (!node || seen.has(node)) return false;
   seen.add(node);
-  const kind = node.comfyClass ?? "";
-  if (PASSED.includes(kind) || kind in STOCK) return true;
+  if (isOurNode(node)) return true;
   return linksInto(node, ["MODEL", "*"]).some((before) => isOurs(graph, before, seen));
 }
 
@@ -227,8 +228,15 @@ function takeOut(node) {
 function reconnect(graph, before, link) {
   if (link.targetIsIoNode) {
     const output = graph.outputs[link.target_slot];
-    // From border to border there is no link: such a one ends here.
-    if (before.originIsIoNode) return;
+    if (before.originIsIoNode) {
+      // A subgraph's input cannot be linked to its output but through a node.
+      const between = LiteGraph.createNode("Reroute");
+      graph.add(between);
+      between.pos = [...graph.getNodeById(link.origin_id).pos];
+      connectInput(graph, before, between, 0);
+      output.connect(between.outputs[0], between);
+      return;
+    }
     const origin = graph.getNodeById(before.origin_id);
     output.connect(origin.outputs[before.origin_slot], origin, before.parentId ?? link.parentId);
     return;

@@ -340,6 +340,22 @@ def test_samplers_in_subgraphs_become_parallel_and_stock_again(page: Canvas) -> 
     assert page.exported() == before
 
 
+def test_a_schedule_alone_in_a_subgraph_leaves_its_way(page: Canvas) -> None:
+    """From border to border: the MODEL still goes through when the schedule is taken out."""
+    page.load_api(CUSTOM)
+    before = page.exported()
+    assert all_parallel(page) == 3
+    page.page.evaluate(
+        """() => {
+            for (const node of app.graph._nodes.filter((n) => n.type === "AsyncDiffSchedule"))
+                app.graph.convertToSubgraph(new Set([node]));
+        }"""
+    )
+    assert without_schedules(page.exported()) == before
+    assert all_local(page) == 2
+    assert page.exported() == before
+
+
 def test_nodes_of_this_pack_become_stock_ones(page: Canvas) -> None:
     page.load(saved("asyncdiff_sdxl"))
     assert all_local(page) == 2

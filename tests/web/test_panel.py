@@ -226,6 +226,9 @@ def test_a_run_moves_and_its_timeline_stays(page: Canvas, warm: None) -> None:
     texts = [told["text"] for told in page.page.evaluate("window.texts")]
     assert any(text.startswith("warm-up ") for text in texts)
     assert texts[-1].startswith(f"{steps} steps, ")
+    (sampler,) = page.nodes("AsyncDiffKSampler")
+    if not os.environ.get("ASYNCDIFF_TEST_FRONTEND"):
+        assert sampler["widgets"]["$$node-text-preview"].startswith(f"{steps} steps, ")
     expect(panel.locator(".ad-run > p").first).to_contain_text(texts[-1])
 
 
