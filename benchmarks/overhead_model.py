@@ -36,7 +36,7 @@ class FreeModel(torch.nn.Module):
 
 
 class FreeStageModel:
-    """worker.StageModel without weights."""
+    """workers.StageModel without weights."""
 
     def __init__(self) -> None:
         model = FreeModel()

@@ -163,7 +163,7 @@ def make_inputs(name: str, step: int, batch: int = 2) -> tuple[tuple[Any, ...], 
 
 
 class ToyStageModel:
-    """worker.StageModel for the toys. A patch adds a number to every weight of its stage.
+    """workers.StageModel for the toys. A patch adds a number to every weight of its stage.
 
     `spec` has `model`, a key of MODELS, and may have:
 

@@ -64,7 +64,7 @@ RAM_SHARE = 0.5
 
 
 class ComfyStageModel:
-    """worker.StageModel for ComfyUI's models.
+    """workers.StageModel for ComfyUI's models.
 
     Args:
         spec: see `launch.spec_of`.

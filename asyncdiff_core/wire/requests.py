@@ -46,7 +46,7 @@ class Configure:
     """First request: who the worker is, and how it builds its model.
 
     `builder` is ``module:function``; called with `spec` and the torch device it returns a
-    StageModel (see worker.py).
+    StageModel (see stage_model.py).
     """
 
     rank: Number

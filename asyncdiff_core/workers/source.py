@@ -16,7 +16,7 @@ class ModelSource:
 
     Attributes:
         name: the model's class, for logs and reports.
-        builder: ``module:function``, called in each worker (see worker.StageModel).
+        builder: ``module:function``, called in each worker (see StageModel).
         spec: plain data for the builder.
         units: names of the trunk's units, in execution order.
         skips: pairs (source, consumer) of units.

@@ -62,7 +62,7 @@ def make_inputs(width: int, tokens: int, step: int) -> tuple[torch.Tensor, torch
 
 
 class DoctorModel:
-    """worker.StageModel. `spec` has `width` and `dtype`, and perhaps `sabotage`, one of KINDS, and
+    """workers.StageModel. `spec` has `width` and `dtype`, and perhaps `sabotage`, one of KINDS, and
     `slow`, a unit that takes three times as long as it should."""
 
     def __init__(self, spec: dict[str, Any], device: torch.device) -> None:

@@ -159,6 +159,12 @@ def test_the_engine_has_no_circles() -> None:
     assert circles(graph) == []
 
 
+def test_no_module_of_the_engine_is_long() -> None:
+    engine = (path for name, path in sources().items() if f"{name}.".startswith(f"{ENGINE}."))
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in engine}
+    assert [name for name, length in lengths.items() if length > 400] == []
+
+
 def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     """The largest sets of modules each of which leads to every other one."""
     reached = {name: _reached(graph, name) for name in graph}
