@@ -148,7 +148,7 @@ class Setting:
         share = math.ceil(num_conds / self.replicas) / num_conds
         if num_sync is None:
             num_sync = min(self.warm_up + self.cool_down, steps)
-        rounds = math.ceil(((num_done or steps) - num_sync) / self.stride)
+        rounds = math.ceil(((steps if num_done is None else num_done) - num_sync) / self.stride)
         return steps / (share * (num_sync + rounds / self.stages))
 
 

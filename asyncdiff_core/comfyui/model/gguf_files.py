@@ -72,7 +72,7 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
         arguments.pop(next(iter(arguments)))
         found: dict[Asked, str] = {}
-        with _answering(found, is_noted=True):
+        with _answering(found):
             result = method(self, *args, **kwargs)
         if isinstance(result, tuple) and type(result[0]).__name__ == PATCHER:
             kind = type(self)
@@ -84,19 +84,19 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _answering(found: dict[Asked, str], is_noted: bool = False) -> Iterator[None]:
-    """In this thread, have ComfyUI find the files where `found` says, or note there where it does.
+def _answering(found: dict[Asked, str]) -> Iterator[None]:
+    """In this thread, have ComfyUI find files where `found` says, and note there where it finds the
+    others.
 
     A worker knows no folders but ComfyUI's own.
     """
     owner, full_path = threading.get_ident(), folder_paths.get_full_path
 
     def answer(folder: str, name: str, *args: Any, **kwargs: Any) -> str | None:
-        is_ours = threading.get_ident() == owner
-        if is_ours and not is_noted and (folder, name) in found:
-            return found[folder, name]
-        path = full_path(folder, name, *args, **kwargs)
-        if is_ours and is_noted and path is not None:
+        if threading.get_ident() != owner:
+            return full_path(folder, name, *args, **kwargs)
+        path = found.get((folder, name)) or full_path(folder, name, *args, **kwargs)
+        if path is not None:
             found[folder, name] = path
         return path
 
