@@ -51,8 +51,9 @@ function allParallel() {
 
 function allLocal() {
   const number = makeAllLocal(app.graph);
-  if (number) tell("The workflow has stock nodes alone now.", "success");
-  else tell("There is no node of AsyncDiff in it.", "info");
+  // Others of this pack have no stock twin: the timeline, the motion module.
+  if (number) tell(`${number} ${number === 1 ? "node" : "nodes"} of AsyncDiff taken out.`, "success");
+  else tell("There is no node of AsyncDiff to take out.", "info");
 }
 
 async function releaseAll() {

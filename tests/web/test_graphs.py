@@ -386,7 +386,7 @@ def test_two_clicks_make_the_whole_workflow_parallel(page: Canvas) -> None:
     click_menu(page, "Make the whole workflow parallel (AsyncDiff)")
     page.expect_toast("3 nodes sample in parallel now")
     click_menu(page, "Back to stock nodes (AsyncDiff)")
-    page.expect_toast("The workflow has stock nodes alone now")
+    page.expect_toast("2 nodes of AsyncDiff taken out")
     assert page.nodes("AsyncDiffSchedule") == []
     page.open_panel()
     page.page.locator(f"{PANEL} .ad-title button").click()
