@@ -10,16 +10,26 @@ import comfy.model_management
 import comfy.model_patcher
 
 from ..algorithm.schedule import AsyncSchedule
-from ..errors import CheckpointError, InputError, LayoutError, LoaderError, UnspreadableError
+from ..errors import (
+    CheckpointError,
+    InputError,
+    LayoutError,
+    LoaderError,
+    UnspreadableError,
+    few,
+    short_name,
+)
 from ..log import get_logger
 from ..planning.plan import parse_devices
 from ..planning.planner import PlanRequest
 from . import fallback
 from .fallback import stay_local
+from .model.hand_over import Comparison, hand_over, is_handed_over, loader_of
 from .model.layouts import has_layout, layout_of
 from .model.loading import Loader
 from .model.motion import sampling_of, with_motion
-from .model.skeleton import build_skeleton
+from .model.samples import WeightSamples
+from .model.skeleton import See, build_skeleton
 from .patcher import AsyncDiffModelPatcher
 from .run.machine import available_devices
 from .run.remote import RemoteModel
@@ -28,12 +38,16 @@ log = get_logger()
 
 # Stock MODELs that a sampler node parallelised by itself. The distributed twin lives as long as
 # the stock model, so that its workers stay warm from prompt to prompt.
-_twins: weakref.WeakKeyDictionary[Any, dict[PlanRequest, AsyncDiffModelPatcher]] = (
-    weakref.WeakKeyDictionary()
-)
+_twins: weakref.WeakKeyDictionary[Any, dict[PlanRequest, _Twin]] = weakref.WeakKeyDictionary()
+
+# The twin of a stock MODEL, and how that one's weights were when it was made.
+_Twin = tuple[WeightSamples, AsyncDiffModelPatcher]
 
 # Why stock models cannot be spread, so that this is found out once.
 _unspreadable: weakref.WeakKeyDictionary[Any, UnspreadableError] = weakref.WeakKeyDictionary()
+
+# Where ComfyUI has its kinds of MODELs.
+_PATCHERS = comfy.model_patcher.__name__
 
 # Marks a MODEL that was placed on one device, so that no sampler node spreads it after all.
 _WHOLE = "asyncdiff_whole"
@@ -64,14 +78,14 @@ def load_distributed(loader: Loader, plan: PlanRequest) -> Any:
     """
     if len(plan.devices) == 1:
         return _keep_whole(loader(), plan)
-    return _distribute(loader, plan)
+    return _spread(_skeleton(loader), plan)
 
 
 def parallelize(model: Any, plan: PlanRequest) -> Any:
     """A stock MODEL, with its patches and options, spread over the devices of `plan`.
 
     A MODEL of this pack is spread anew. Workers load their parts from the file that the MODEL came
-    from; weights that are in this process are not sent.
+    from; where they can't, this process hands its weights over, see hand_over.py.
 
     Raises:
         InputError: `model` is no MODEL.
@@ -80,11 +94,10 @@ def parallelize(model: Any, plan: PlanRequest) -> Any:
     if len(plan.devices) == 1:
         return _keep_whole(model.clone(), plan)
     twins = _twins.setdefault(model.model, {})
-    if plan not in twins:
-        twin = _distribute(Loader.of(model), plan)
-        twin.remote.stand_for(model.model, model.object_patches_backup)
-        twins[plan] = twin
-    twin = twins[plan]
+    samples = WeightSamples(model)
+    if plan not in twins or twins[plan][0] != samples:
+        twins[plan] = samples, _twin_of(model, samples, plan)
+    _, twin = twins[plan]
     twin.remote.warm()
     # What the MODEL carries (patches, options, wrappers), over the twin's skeleton.
     clone = model.clone(disable_dynamic=True, model_override=twin.get_clone_model_override())
@@ -103,7 +116,7 @@ def animate(model: Any, path: str) -> Any:
     _require_model(model)
     loader = with_motion(Loader.of(model), path)
     is_spread = isinstance(model, AsyncDiffModelPatcher)
-    base = _distribute(loader, model.remote.request) if is_spread else loader()
+    base = _spread(_skeleton(loader), model.remote.request) if is_spread else loader()
     clone = model.clone(disable_dynamic=True, model_override=base.get_clone_model_override())
     clone.cached_patcher_init = base.cached_patcher_init
     if is_spread:
@@ -174,10 +187,31 @@ def require_finite(**inputs: float) -> None:
             raise InputError(f"the input {name!r} is {value}; give it a finite number.")
 
 
-def _distribute(loader: Loader, plan: PlanRequest) -> AsyncDiffModelPatcher:
+def _twin_of(model: Any, samples: WeightSamples, plan: PlanRequest) -> AsyncDiffModelPatcher:
+    """The distributed MODEL that stands for a stock one, or for another distributed one."""
+    loader = loader_of(model, samples)
+    if isinstance(model, AsyncDiffModelPatcher):
+        patcher = _skeleton(loader)
+    else:
+        patcher = None if is_handed_over(loader) else _skeleton(loader, samples.see)
+        if samples.altered:
+            log.info("weights are not as in their file (%s)", few(samples.altered))
+            loader, patcher = hand_over(model, samples), None
+        if patcher is None:
+            comparison = Comparison(model)
+            patcher = _skeleton(loader, comparison.see)
+            comparison.require_same(patcher.model)
+        _require_known_patcher(type(model), type(patcher))
+    twin = _spread(patcher, plan)
+    twin.remote.stand_for(model.model, model.object_patches_backup)
+    return twin
+
+
+def _skeleton(loader: Loader, see: See = None) -> Any:
+    """What `loader` loads, without its weights; `see` gets those, see build_skeleton."""
     try:
-        patcher = build_skeleton(loader)
-    except InputError:
+        return build_skeleton(loader, see)
+    except (InputError, UnspreadableError):
         raise
     except Exception as error:
         files = ", ".join(a for a in loader.args if isinstance(a, str))
@@ -185,11 +219,25 @@ def _distribute(loader: Loader, plan: PlanRequest) -> AsyncDiffModelPatcher:
             f"{files} cannot be loaded: {error}. The file may be incomplete, or of another kind "
             "than this node loads. Check its size, or download it again."
         ) from error
+
+
+def _spread(patcher: Any, plan: PlanRequest) -> AsyncDiffModelPatcher:
     # As the loader function itself tells it, so that a node of this pack and a stock loader of the
     # same file share their workers.
     remote = RemoteModel(patcher.model, Loader.of(patcher), plan)
     remote.warm()
     return AsyncDiffModelPatcher.adopt(patcher, remote)
+
+
+def _require_known_patcher(kind: type, loaded: type) -> None:
+    """See that a MODEL's own way with its weights is ComfyUI's, or its loader's, as in workers."""
+    is_usual = issubclass(AsyncDiffModelPatcher, kind) or kind.__module__ == _PATCHERS
+    if not (is_usual or kind is loaded):
+        raise LoaderError(
+            f"This MODEL is a {kind.__qualname__} of {short_name(kind.__module__)}, which its "
+            "loader does not make, so that workers would not patch its weights as that does. Use "
+            "the MODEL without AsyncDiff."
+        )
 
 
 def _keep_whole(model: Any, plan: PlanRequest) -> Any:

@@ -114,6 +114,28 @@ class TestPackLoader:
         return ((server_loaders.load if needs_server else loaders.load_weaker)(path, 0.5),)
 
 
+class TestTensorLoader(TestPackLoader):
+    """A MODEL that a pack has made from tensors, as it stands or with something of its own."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        file = (folder_paths.get_filename_list("diffusion_models"),)
+        kinds = (["plain", "own layer", "own patcher", "loader replaced"],)
+        return {"required": {"unet_name": file, "kind": kinds}}
+
+    def load(self, unet_name: str, kind: str) -> tuple[Any]:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+        model = loaders.from_tensors(path, 0.5)
+        if kind == "own layer":
+            loaders.with_own_layer(model)
+        elif kind == "own patcher":
+            model = loaders.load_weaker(path, 0.5, disable_dynamic=True)
+            model.__class__ = loaders.OwnPatcher
+        elif kind == "loader replaced":
+            model.cached_patcher_init = (lambda path: loaders.from_tensors(path, 0.5), (path,))
+        return (model,)
+
+
 class TestGGUFModel(ModelNode):
     """A MODEL with the patcher class of ComfyUI-GGUF, whose loader leaves no file name either."""
 
@@ -129,7 +151,7 @@ NODE_CLASS_MAPPINGS = {
     for node in (
         *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
-        *(TestWay, TestUndo, TestPackLoader),
+        *(TestWay, TestUndo, TestPackLoader, TestTensorLoader),
         *(TestDescribedModel, *stand_ins.NODES),
     )
 }

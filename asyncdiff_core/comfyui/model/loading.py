@@ -86,6 +86,12 @@ class Loader:
                 "worker processes might load something else. Use the MODEL without AsyncDiff."
             )
         name = f"{function.__module__}:{function.__qualname__}"
+        if "<locals>" in name:
+            raise LoaderError(
+                f"The loader of this {type(patcher.model).__name__} ({name}) is a function within "
+                "another one, which worker processes cannot import. Use one of ComfyUI's own "
+                "loaders (Load Checkpoint, Load Diffusion Model), or the MODEL without AsyncDiff."
+            )
         try:
             require_plain(args)
         except NotPlainError as error:
@@ -155,6 +161,9 @@ def deferred_weights(
                 return build(*args, **kwargs)
 
         bound.arguments["unet_model"] = build_on_meta
+        # Layers that may be quantised move what is loaded to the device that they are given. The
+        # loaders of checkpoints give one, and nothing can be moved from the meta device.
+        bound.arguments["device"] = None
         init(*bound.args, **bound.kwargs)
 
     def load_deferred(self: Any, sd: Any, unet_prefix: str = "", *args: Any, **kwargs: Any) -> Any:

@@ -32,12 +32,18 @@ from .loading import (
 
 TABLE_BYTES = 16 * 2**20  # SeedVR2 keeps its text embeddings so; SD3's positions are far more
 
+See = Callable[[str, torch.Tensor], None] | None
 
-def build_skeleton(loader: Loader) -> Any:
+
+def build_skeleton(loader: Loader, see: See = None) -> Any:
     """What `loader` returns, with an AbsentWeight for every parameter of its diffusion model.
 
     Only headers are read of a safetensors file, and what ComfyUI's own process needs: the parts
     that conditioning code runs (see layouts.HOST_PARTS), and tables that nodes take from a model.
+
+    Args:
+        loader: the call that loads the model.
+        see: called with each tensor of the file and its name in the diffusion model.
     """
 
     def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
@@ -48,6 +54,8 @@ def build_skeleton(loader: Loader) -> Any:
         def choose(
             key: str, tensor: torch.Tensor, like: torch.Tensor | None
         ) -> torch.Tensor | None:
+            if see is not None:
+                see(key, tensor)
             is_table = key in model._buffers and tensor.nbytes <= TABLE_BYTES
             is_needed = is_table or key.startswith(prefixes) or key.endswith(QUANTISATION)
             return as_loaded(tensor, like) if is_needed else as_meta(tensor, like)

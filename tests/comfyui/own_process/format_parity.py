@@ -5,15 +5,18 @@
 Per family and format it says what held, and what did not: skeleton and stock model have the same
 keys, with dynamic VRAM in the host as well; a LoRA finds the same keys; the sizes are those of the
 weights; nothing is on the meta device that is needed; and each weight of two stages has the bits of
-the stock model's. Prints one JSON object.
+the stock model's, also in a checkpoint, and where they are handed over. Prints
+one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import traceback
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +32,31 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
     import comfy.model_patcher
     import comfy.sd
     import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
 
     from asyncdiff_core.algorithm.trunk import Trunk, tensor_bytes
     from asyncdiff_core.comfyui.model.absent import AbsentWeight
+    from asyncdiff_core.comfyui.model.hand_over import UNET, Comparison, loader_of
     from asyncdiff_core.comfyui.model.layouts import host_parts_of, layout_of
     from asyncdiff_core.comfyui.model.loading import Loader
+    from asyncdiff_core.comfyui.model.samples import WeightSamples
     from asyncdiff_core.comfyui.model.skeleton import build_skeleton
     from asyncdiff_core.comfyui.run.launch import spec_of
     from asyncdiff_core.comfyui.stage_model import build
+    from asyncdiff_core.errors import LoaderError
     from harness.own_process.formats import FORMATS
     from harness.own_process.stock_format import families, file_of
 
     torch.set_num_threads(1)
     logging.getLogger().setLevel(logging.ERROR)
     cpu = torch.device("cpu")
+
+    checkpoint = str(Path(folder) / "checkpoint.safetensors")
+
+    def metadata(path: str) -> Any:
+        with safe_open(path, "pt") as file:
+            return file.metadata()
 
     def same(a: Any, b: Any) -> bool:
         if hasattr(a, "__tensor_flatten__") or hasattr(b, "__tensor_flatten__"):
@@ -66,7 +80,8 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
         except (RuntimeError, AttributeError):
             return {}  # ComfyUI takes the model's sizes from a layer that is packed
         loader = Loader.of(stock)
-        skeleton = build_skeleton(loader)
+        samples = WeightSamples(stock)
+        skeleton = build_skeleton(loader, samples.see)
         model, whole = skeleton.model.diffusion_model, stock.model.diffusion_model
         trunk = Trunk.of(model, layout_of(model))
         parts = tuple(f"{part}." for part in host_parts_of(model))
@@ -87,6 +102,7 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
             return {k: v for k, v in names.items() if not isinstance(v, str) or is_whole(v)}
 
         held = {
+            "weights are as in the file": samples.altered == [],
             "keys": keys(skeleton) == keys(stock),
             "keys, dynamic VRAM": keys(skeleton_with_dynamic_vram(loader)) == keys(stock),
             "lora keys": lora_keys(skeleton) == lora_keys(stock),
@@ -104,9 +120,27 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
         }
         num_units = len(trunk.units)
         middle = num_units // 2
-        stages = build(spec_of(skeleton.model, loader), cpu)
+        first, last = ((0, middle),), ((middle, num_units),)
         weights = dict(whole.named_parameters())
-        for name, stage in (("first", ((0, middle),)), ("last", ((middle, num_units),))):
+        # The same in a checkpoint.
+        save_file({f"{UNET}{k}": v for k, v in load_file(path).items()}, checkpoint, metadata(path))
+        in_checkpoint = Loader.of(
+            comfy.sd.load_checkpoint_guess_config(checkpoint, False, False)[0]
+        )
+        # And as a MODEL of a pack, which leaves no word of its file.
+        stock.cached_patcher_init = None
+        handed_over = loader_of(stock, WeightSamples(stock))
+        comparison = Comparison(stock)
+        again = build_skeleton(handed_over, comparison.see)
+        comparison.require_same(again.model)
+        for name, stage, model, call in (
+            ("first stage", first, skeleton, loader),
+            ("last stage", last, skeleton, loader),
+            ("last stage, in a checkpoint", last, build_skeleton(in_checkpoint), in_checkpoint),
+            ("first stage, handed over", first, again, handed_over),
+            ("last stage, handed over", last, again, handed_over),
+        ):
+            stages = build(spec_of(model.model, call), cpu)
             stages.load(stage, None)
             stages.verify()
             units = [
@@ -115,10 +149,21 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
             others = tuple(f"{u.name}." for u in trunk.units if u.name not in units)
             loaded = dict(stages._patcher.model.diffusion_model.named_parameters())
             wanted = {n for n in weights if not n.startswith(others)}
-            held[f"weights of the {name} stage"] = set(loaded) == wanted and all(
+            held[f"weights of the {name}"] = set(loaded) == wanted and all(
                 same(loaded[n], weights[n]) for n in wanted
             )
         return held
+
+    def is_refused_without_room(path: str) -> bool:
+        stock = comfy.sd.load_diffusion_model(path)
+        stock.cached_patcher_init = None
+        full = shutil._ntuple_diskusage(2**30, 2**30, 0)
+        with unittest.mock.patch.object(shutil, "disk_usage", return_value=full):
+            try:
+                loader_of(stock, WeightSamples(stock))
+            except LoaderError as error:
+                return "there is no room for them" in str(error)
+        return False
 
     done: dict[str, dict[str, Any]] = {}
     for name in names or families():
@@ -131,6 +176,8 @@ def main(comfyui: str, pack: str, folder: str, *names: str) -> None:
                 done[name][kind] = compare(str(path))
             except Exception:
                 done[name][kind] = {"error": traceback.format_exc()[-1500:]}
+    (path, *_) = Path(folder).glob("diffusion_models/*flux.safetensors")
+    done["a file"] = {"without room": {"is refused": is_refused_without_room(str(path))}}
     print(json.dumps(done))
 
 
