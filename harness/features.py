@@ -371,7 +371,6 @@ FEATURES = (
         "ControlNet that takes weights of the MODEL (Control-LoRA)",
         "sd15",
         controlled(0.8, file="tiny-control-lora.safetensors"),
-        refusal="kind ControlLora takes weights out",
     ),
     Feature("T2I adapter", "sd15", controlled(0.8, file="tiny-t2i.pth")),
     Feature("FreeU", "sd15", patched("FreeU", b1=1.1, b2=1.2, s1=0.9, s2=0.2), base=WIDE),

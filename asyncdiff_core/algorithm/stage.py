@@ -212,6 +212,11 @@ class StagedModel:
             self._scratch[key] = tensor.fill_(math.nan) if is_poisoned else tensor.zero_()
         return self._scratch[key]
 
+    def is_scratch(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is in the memory of a scratch tensor."""
+        place = tensor.untyped_storage().data_ptr()
+        return any(s.untyped_storage().data_ptr() == place for s in self._scratch.values())
+
     def forget_scratch(self) -> None:
         """Free the scratch tensors."""
         self._scratch.clear()

@@ -24,13 +24,13 @@ from ..workers.memory import give_memory_back
 from . import fallback
 from .model.absent import AbsentWeight
 from .model.calls import with_sampled
-from .model.layouts import host_parts_of
+from .model.layouts import MODEL_PREFIX, host_parts_of
 from .model.replaced import CALCULATE
 from .patches import controls, object_patches
 from .patches.code_patches import reporting_back, split_options
 from .patches.compilation import KEY, KIND, ROOT, compilation_of, elsewhere, here, keys_of
 from .patches.weight_hooks import HOOKS_MARK, strengths_of
-from .patches.weight_patches import MODEL_PREFIX, WeightChanges, unknown_kinds
+from .patches.weight_patches import WeightChanges, unknown_kinds
 from .run import pressure
 from .run.remote import RemoteModel
 
@@ -68,7 +68,7 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
         patcher.clone_base_uuid = parent.clone_base_uuid if parent else uuid.uuid4()
         patcher.model.device = patcher.load_device
         preparing = patcher.wrappers.setdefault(controls.KIND, {})
-        preparing[controls.KEY] = [controls.refuse_taking_weights]
+        preparing[controls.KEY] = [controls.with_taken_parts]
         patcher.wrappers.setdefault(WrappersMP.PREDICT_NOISE, {})["asyncdiff"] = [_counted]
         patcher.wrappers.setdefault(WrappersMP.APPLY_MODEL, {})["asyncdiff"] = [with_sampled]
         fallback.retry_with_less(patcher)
@@ -218,9 +218,12 @@ class AsyncDiffModelPatcher(comfy.model_patcher.ModelPatcher):
     # Memory ----------------------------------------------------------------------------------
 
     def model_patches_models(self) -> Any:
-        """As ever. ComfyUI asks before it makes room for this model by unloading others."""
+        """None: those of patches are in workers, see patch_models.py.
+
+        ComfyUI asks before it makes room for this model by unloading others.
+        """
         pressure.note_others(self.load_device)
-        return super().model_patches_models()
+        return []
 
     def model_size(self) -> int:
         """What the workers on ComfyUI's own device take there."""

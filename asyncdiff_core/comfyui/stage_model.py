@@ -24,7 +24,13 @@ from ..errors import LayoutError, NumbersError, UnsupportedPatchError, few  # no
 from ..planning.chain_check import require_chain  # noqa: E402
 from ..planning.costs import measure_costs  # noqa: E402
 from .model import plain_objects  # noqa: E402, F401  (has them cross)
-from .model.layouts import entry_of, has_layout, layout_of, left_out_of  # noqa: E402
+from .model.layouts import (  # noqa: E402
+    MODEL_PREFIX,
+    entry_of,
+    has_layout,
+    layout_of,
+    left_out_of,
+)
 from .model.loading import (  # noqa: E402
     QUANTISATION,
     Loader,
@@ -52,8 +58,9 @@ from .patches.code_patches import (  # noqa: E402
 from .patches.compilation import Compilation  # noqa: E402
 from .patches.flags import with_flags  # noqa: E402
 from .patches.object_patches import PatchedObjects  # noqa: E402
+from .patches.patch_models import with_no_useless_work  # noqa: E402
 from .patches.weight_hooks import HOOK, StageHooks  # noqa: E402
-from .patches.weight_patches import MODEL_PREFIX, put_in_force, take_out_of_force  # noqa: E402
+from .patches.weight_patches import put_in_force, take_out_of_force  # noqa: E402
 
 # Below this a parameter keeps the initial value that its class gives it until the file's value
 # replaces it, as in ComfyUI; above, it would only cost memory.
@@ -240,6 +247,7 @@ class ComfyStageModel:
             code = unpack(payload, self._device, self._patcher.model)
             self._replacements[key] = code.pop(OBJECTS, {}), code.pop(FUNCTIONS, {})
             with_every_unit_called(code, lambda: self.staged)
+            with_no_useless_work(code, lambda tensor: self.staged.is_scratch(tensor))
             self._kept[key] = code
             self._contents[key] = payload[0]
 

@@ -38,11 +38,13 @@ KEPT = {"SIGMAS", "SAMPLER", "NOISE", "GUIDER", "LATENT_OPERATION"}
 VALUES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SCHEDULES = {"KSampler", "KSamplerAdvanced"}
 LORAS = {"LoraLoader", "LoraLoaderModelOnly"}
-# Patches that hold a model, for which a patch of the tests stands that does so too.
+# Patches that hold a model. Where there is no small one, a patch of the tests stands for them.
 WITH_MODEL = {
     *("QwenImageDiffsynthControlnet", "ZImageFunControlnet", "USOStyleReference"),
     *("AnimaLLLiteApply", "WanInfiniteTalkToVideo"),
 }
+# Small models of such patches, by the family of the model: harness/adapter_pack/patch_models.py.
+PATCH_MODELS = {"anima": "lllite", "qwen-image": "qwen"}
 # Nodes that look into an autoencoder.
 LEFT_OUT = {"TripoSplatSamplingPreview"}
 # Prompts that come with a picture: their text encoders add it to the conditioning.
@@ -283,7 +285,7 @@ class _Reduction:
                     strength_model=value_of(self.prompt, inputs.get("strength_model", 1.0)),
                 )
             return [name, 0]
-        if self.prompt[name]["class_type"] in WITH_MODEL:
+        if self.prompt[name]["class_type"] in WITH_MODEL and family not in PATCH_MODELS:
             model = self.linked(inputs["model"], "MODEL", family)
             self.result.workflow[name] = node("TestModelPatch", model=model)
             return [name, 0]
@@ -387,7 +389,7 @@ class _Reduction:
 
     # What stands in
 
-    def _added(self, kind: str, **inputs: Any) -> list[Any]:
+    def _added(self, kind: str, /, **inputs: Any) -> list[Any]:
         """A node of the tests, the same one for the same inputs."""
         key = json.dumps([kind, inputs], sort_keys=True)
         if key not in self._stand_ins:
@@ -400,6 +402,8 @@ class _Reduction:
         shape = its["latent"][0]
         spatial, temporal = SCALES.get(family, (8, 4))
         size = {"width": shape[-1] * spatial, "height": shape[-1] * spatial}
+        if kind == "MODEL_PATCH" and family in PATCH_MODELS:
+            return self._added("TestPatchModel", kind=PATCH_MODELS[family])
         if kind == "IMAGE":
             return self._added("EmptyImage", **size, batch_size=1, color=0x3366CC)
         if kind == "MASK":

@@ -15,6 +15,7 @@ from . import loaders, server_loaders, stand_ins, ways
 from .attention import ImageAttention
 from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
+from .patch_models import TestControlNet, TestPatchModel
 from .tiny import TestDescribedModel
 
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
@@ -152,6 +153,6 @@ NODE_CLASS_MAPPINGS = {
         *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
         *(TestWay, TestUndo, TestPackLoader, TestTensorLoader),
-        *(TestDescribedModel, *stand_ins.NODES),
+        *(TestDescribedModel, TestPatchModel, TestControlNet, *stand_ins.NODES),
     )
 }

@@ -83,6 +83,7 @@ def vision_output(width: int, tokens: int, hidden: int, image_size: int) -> Outp
         image_embeds=torch.randn(1, width, generator=draw),
         last_hidden_state=torch.randn(1, tokens, hidden, generator=draw),
         penultimate_hidden_states=torch.randn(1, tokens, hidden, generator=draw),
+        all_hidden_states=torch.randn(1, 24, tokens, hidden, generator=draw),
         mm_projected=None,
         image_sizes=[(3, image_size, image_size)],
     )

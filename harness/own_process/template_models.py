@@ -85,6 +85,11 @@ def families() -> dict[str, dict[str, Any]]:
             **{"latent": [[2, 4, 8, 8]], "text": 1024, "vision": 1024, "frames": 2},
         },
         "sd3": plain("SD3", "SD3, SD3.5", picture, {"in_channels": 16}, pooled=8),
+        # As wide a pooled text as Stability's ControlNets take.
+        "sd3.5": plain(
+            *("SD3", "SD3, SD3.5", picture, {"in_channels": 16, "adm_in_channels": 2048}),
+            pooled=2048,
+        ),
         "flux-fill": of_flux("FluxInpaint", in_channels=96),
         "flux-canny": of_flux("Flux", in_channels=32),
         "flux-schnell": of_flux("FluxSchnell", guidance_embed=False),

@@ -33,6 +33,7 @@ SAMPLE = {
     "03_video_wan2_2_14B_i2v_subgraphed": (PARALLEL, PARALLEL),  # two models, LoRAs, subgraphs
     "video_ltx2_t2v_distilled": (PARALLEL, PARALLEL),  # latents of video and audio, two samplers
     "audio_ace_step_1_5_split": (PARALLEL, PARALLEL),
+    "image_qwen_image_controlnet_patch": (PARALLEL, PARALLEL),  # a patch with a model of its own
     "video_causal_forcing_i2v": (REFUSED, LOCAL),
 }
 

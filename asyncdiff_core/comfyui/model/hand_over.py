@@ -8,32 +8,25 @@ its units, and for the skeleton. What they make of it is compared with the MODEL
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 import secrets
-import shutil
-import sys
-import tempfile
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
-import folder_paths
-import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from ...errors import LoaderError, NotPlainError, few, text_of
+from ...errors import LoaderError, NotPlainError, few
 from ...log import get_logger
 from ...wire.plain import require_plain
 from .loading import Loader, State
 from .samples import WeightSamples
+from .weights_file import WeightsFile
 
 log = get_logger()
 
@@ -50,53 +43,6 @@ _SETTINGS |= {"manual_cast_dtype", "memory_usage_factor"}
 
 # The attribute of a BaseModel that owns its file.
 _FILE = "asyncdiff_file"
-
-
-class WeightsFile:
-    """Tensors in a file that is gone as soon as nobody needs it.
-
-    It is in memory where there is room for it, else in ComfyUI's temporary folder. Where the system
-    allows that, it has no name, and so ends with this process, however that ends.
-
-    Attributes:
-        path: by which other processes open it.
-
-    Raises:
-        LoaderError: there is no room for it.
-    """
-
-    def __init__(self, tensors: State) -> None:
-        nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        folder = Path(tempfile.mkdtemp(prefix="asyncdiff-", dir=_place_for(nbytes)))
-        path = folder / "weights.safetensors"
-        with contextlib.ExitStack() as undone:
-            undone.callback(shutil.rmtree, folder, ignore_errors=True)
-            save_file(tensors, path)
-            if sys.platform == "linux":
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                weakref.finalize(self, os.close, descriptor)
-                self.path = f"/proc/{os.getpid()}/fd/{descriptor}"
-            else:
-                weakref.finalize(self, undone.pop_all().close)
-                self.path = str(path)
-
-
-def _place_for(nbytes: int) -> Path:
-    """The folder in which a file of that size has room."""
-    memory, temporary = Path("/dev/shm"), Path(folder_paths.get_temp_directory())
-    temporary.mkdir(parents=True, exist_ok=True)
-    # The model itself is in memory too, and what samples needs some.
-    if memory.is_dir() and nbytes < 0.5 * psutil.virtual_memory().available:
-        with contextlib.suppress(OSError):
-            if nbytes < shutil.disk_usage(memory).free and os.access(memory, os.W_OK):
-                return memory
-    free = shutil.disk_usage(temporary).free
-    if nbytes >= free:
-        raise LoaderError(
-            f"there is no room for them: they take {nbytes / 2**20:,.0f} MiB, and there are "
-            f"{free / 2**20:,.0f} MiB free in {temporary}"
-        )
-    return temporary
 
 
 def loader_of(patcher: Any, samples: WeightSamples) -> Loader:
@@ -149,14 +95,9 @@ def _hand_over(patcher: Any) -> Loader:
     if unknown:
         raise LoaderError(f"{few(unknown)} are in a format of a pack's own")
     description = _description(base_model)
-    try:
-        besides = base_model.state_dict_for_saving({})
-        weights = {f"{UNET}{key}": value for key, value in state.items()}
-        file = WeightsFile(_to_save({**weights, **besides}))
-    except LoaderError:
-        raise
-    except Exception as error:
-        raise LoaderError(text_of(error)) from error
+    besides = base_model.state_dict_for_saving({})
+    weights = {f"{UNET}{key}": value for key, value in state.items()}
+    file = WeightsFile({**weights, **besides})
     setattr(base_model, _FILE, file)
     _files[file.path] = file
     log.info(
@@ -185,17 +126,6 @@ def _description(base_model: Any) -> Description:
     except NotPlainError as error:
         raise LoaderError(str(error)) from error
     return description
-
-
-def _to_save(state: State) -> State:
-    """`state` as a file can have it: dense, in this process's memory, nothing in it twice."""
-    seen: set[int] = set()
-    saved: State = {}
-    for key, value in state.items():
-        tensor = value.detach().to("cpu").contiguous()
-        saved[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
-        seen.add(tensor.data_ptr())
-    return saved
 
 
 def load(path: str, token: str, description: Description, disable_dynamic: bool = True) -> Any:

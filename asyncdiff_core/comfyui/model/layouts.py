@@ -14,6 +14,9 @@ import torch
 from ...algorithm.trunk import ControlLayout, TrunkLayout, guess_layout
 from ...errors import LayoutError
 
+# What the names of a diffusion model's weights begin with in a BaseModel.
+MODEL_PREFIX = "diffusion_model."
+
 _BLOCKS = TrunkLayout(blocks=("blocks",))
 _LAYERS = TrunkLayout(blocks=("layers",))
 _TRANSFORMER_BLOCKS = TrunkLayout(blocks=("transformer_blocks",))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..patches.weight_patches import MODEL_PREFIX
+from .layouts import MODEL_PREFIX
 
 NUM_VALUES = 16  # of each weight
 

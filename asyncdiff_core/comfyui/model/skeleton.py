@@ -8,7 +8,7 @@ call that computes to where the weights are.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import comfy.patcher_extension
@@ -35,7 +35,7 @@ TABLE_BYTES = 16 * 2**20  # SeedVR2 keeps its text embeddings so; SD3's position
 See = Callable[[str, torch.Tensor], None] | None
 
 
-def build_skeleton(loader: Loader, see: See = None) -> Any:
+def build_skeleton(loader: Loader, see: See = None, parts: Collection[str] = ()) -> Any:
     """What `loader` returns, with an AbsentWeight for every parameter of its diffusion model.
 
     Only headers are read of a safetensors file, and what ComfyUI's own process needs: the parts
@@ -44,12 +44,13 @@ def build_skeleton(loader: Loader, see: See = None) -> Any:
     Args:
         loader: the call that loads the model.
         see: called with each tensor of the file and its name in the diffusion model.
+        parts: names of more submodules that are to have their weights.
     """
 
     def load(base_model: Any, load_whole: Callable[[], Any]) -> None:
         model = base_model.diffusion_model
-        parts = host_parts_of(model)
-        prefixes = tuple(f"{part}." for part in parts)
+        here = {*host_parts_of(model), *parts}
+        prefixes = tuple(f"{part}." for part in here)
 
         def choose(
             key: str, tensor: torch.Tensor, like: torch.Tensor | None
@@ -61,7 +62,7 @@ def build_skeleton(loader: Loader, see: See = None) -> Any:
             return as_loaded(tensor, like) if is_needed else as_meta(tensor, like)
 
         load_chosen(base_model, load_whole, choose)
-        require_loaded({part: model.get_submodule(part) for part in parts})
+        require_loaded({part: model.get_submodule(part) for part in here})
 
     with deferred_weights(load):
         patcher = loader.without_paging()

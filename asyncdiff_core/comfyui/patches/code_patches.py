@@ -21,6 +21,7 @@ from ...errors import UnsupportedPatchError, few, short_name
 from ...wire.inputs import is_sendable
 from . import pickling
 from .fingerprint import State
+from .patch_models import brings_unknown_model, is_autoencoder, is_patcher
 from .pickling import Payload, WorkerView
 from .weight_hooks import HOOKS_MARK
 
@@ -89,6 +90,11 @@ class CodePatches:
         self._known: list[tuple[State, str]] = []
         self._payloads: list[Payload] = []
 
+    def _is_elsewhere(self, value: Any) -> bool:
+        """Whether workers have `value`, or it is not what patches change."""
+        is_known = self._view.name_of(value) is not None
+        return is_known or is_patcher(value) or is_autoencoder(value)
+
     def key_of(self, code: Mapping[str, Any]) -> tuple[str, Payload]:
         """The key of `code`, and what workers need to know for it.
 
@@ -98,7 +104,7 @@ class CodePatches:
         Raises:
             UnsupportedPatchError: it cannot cross the process border; it is named.
         """
-        state = State(code, lambda value: self._view.name_of(value) is not None)
+        state = State(code, self._is_elsewhere)
         for known, key in self._known:
             if state.equals(known):
                 return key, self._payloads[int(key)]
@@ -190,8 +196,7 @@ def pack(code: Mapping[str, Any], view: WorkerView | None = None) -> Payload:
         UnsupportedPatchError: it cannot cross the process border; it is named.
     """
     for path, leaf in _code_leaves(code, ""):
-        models = getattr(leaf, "models", None)
-        if callable(models) and not isinstance(leaf, type) and models():
+        if brings_unknown_model(leaf):
             raise UnsupportedPatchError(
                 f"This MODEL has a patch that brings a model of its own ({path}: {name_of(leaf)}), "
                 "which cannot be taken to worker processes. Remove the node that adds it, or "

@@ -1,4 +1,4 @@
-"""ControlNets run in the ComfyUI process, and some want weights of the diffusion model there."""
+"""ControlNets run in the ComfyUI process, and some want parts of the diffusion model there."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
-from ...errors import UnsupportedPatchError
-
 KIND, KEY = WrappersMP.PREPARE_SAMPLING, "asyncdiff"
 
-# ComfyUI's classes, by name, since not every version has them all; and what is made of them.
-TAKING_WEIGHTS = frozenset({"ControlLora", "ControlNetSD35", "QwenFunControlNet"})
+# ComfyUI's classes, by name, since not every version has them all, and the parts of a diffusion
+# model that they take weights of, or compute with.
+TAKEN = {
+    "ControlLora": ("input_blocks", "middle_block", "time_embed", "label_emb"),
+    "ControlNetSD35": ("x_embedder", "y_embedder"),
+    "QwenFunControlNet": ("img_in", "txt_norm", "txt_in", "time_text_embed"),
+}
 
 
-def refuse_taking_weights(
+def with_taken_parts(
     executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """A wrapper of `KIND`: goes on if no ControlNet of `conds` takes weights out of the MODEL, or
-    if these are in this process.
+    """A wrapper of `KIND`: goes on, and then has the parts that ControlNets of `conds` take in this
+    process until the run ends, if the model is a distributed one.
 
     Raises:
-        UnsupportedPatchError: one does.
+        UnsupportedPatchError: they cannot be there as ComfyUI would have them.
     """
-    is_here = not hasattr(model, "remote")
-    for control in () if is_here else _controls(conds):
-        names = TAKING_WEIGHTS.intersection(base.__name__ for base in type(control).__mro__)
-        if names:
-            raise UnsupportedPatchError(
-                f"A ControlNet of the kind {min(names)} takes weights out of the diffusion model, "
-                "and those of this MODEL are in worker processes. Use another kind of ControlNet, "
-                "or the MODEL without AsyncDiff."
-            )
-    return executor(model, noise_shape, conds, *args, **kwargs)
+    result = executor(model, noise_shape, conds, *args, **kwargs)
+    remote = getattr(model, "remote", None)
+    if remote is not None:
+        kinds = {base.__name__ for control in _controls(conds) for base in type(control).__mro__}
+        if parts := {part for kind in kinds & set(TAKEN) for part in TAKEN[kind]}:
+            remote.lent_parts.lend(parts, model)
+    return result
 
 
 def _controls(conds: dict[str, Any]) -> Iterator[Any]:

@@ -20,8 +20,7 @@ from ...algorithm.stage import StagedModel
 from ...algorithm.stages import Stage, units_of
 from ...errors import UnsupportedPatchError
 from ..model import replaced
-from ..model.layouts import entry_of
-from .weight_patches import MODEL_PREFIX
+from ..model.layouts import MODEL_PREFIX, entry_of
 
 # In the ComfyUI process -------------------------------------------------------------------------
 

@@ -20,11 +20,21 @@ from typing import Any
 
 import cloudpickle
 import torch
+from safetensors.torch import load_file
 
 from ..model.absent import AbsentWeight
 from ..model.replaced import COMFYUI_ROOT
 from .fingerprint import is_empty
 from .packs import add, globals_of, pack_of, set_globals
+from .patch_models import (
+    SentAutoencoder,
+    SentPatcher,
+    attributes_of,
+    hand_over,
+    is_autoencoder,
+    is_patcher,
+    made_again,
+)
 
 Payload = tuple[bytes, list[torch.Tensor]]
 
@@ -107,8 +117,19 @@ class _Pickler(cloudpickle.Pickler):
         self.packs: dict[str, str] = {}  # files of root modules
         self.of_packs: list[str] = []  # modules
         self._seen: set[str] = set()
+        # Of the models of patches: where their tensors are, and the identities of their modules.
+        self._handed_over: dict[int, tuple[str, str]] = {}
+        self._models: set[int] = set()
 
     def persistent_id(self, obj: Any) -> Any:
+        if is_patcher(obj):
+            handed_over = hand_over(obj)
+            self._handed_over.update(handed_over)
+            self._models.update(map(id, obj.model.modules()))
+            return "patcher", obj.model
+        if id(obj) in self._handed_over:
+            is_parameter = isinstance(obj, torch.nn.Parameter)
+            return "parameter" if is_parameter else "buffer", self._handed_over[id(obj)]
         if type(obj) in (torch.Tensor, torch.nn.Parameter):
             self.tensors.append(obj.detach())
             return "tensor", len(self.tensors) - 1
@@ -130,6 +151,10 @@ class _Pickler(cloudpickle.Pickler):
                 if not self._view.has(module) and not self._is_of_a_pack(name):
                     cloudpickle.register_pickle_by_value(module)
                     self.by_value.append(module)
+        if id(obj) in self._models:
+            return made_again, (type(obj), attributes_of(obj))
+        if is_autoencoder(obj):
+            return SentAutoencoder.of(obj)
         if isinstance(obj, types.CellType):
             content = () if is_empty(obj) else (obj.cell_contents,)
             return types.CellType, (), content, None, None, _fill
@@ -167,9 +192,18 @@ class _Unpickler(pickle.Unpickler):
         self._tensors = tensors
         self._device = device
         self._base_model = base_model
+        self._files: dict[str, dict[str, torch.Tensor]] = {}
 
     def persistent_load(self, pid: tuple[str, Any]) -> Any:
         kind, which = pid
+        if kind == "patcher":
+            return SentPatcher(which, self._device)
+        if kind in ("parameter", "buffer"):
+            path, name = which
+            if path not in self._files:
+                self._files[path] = load_file(path)
+            tensor = self._files[path][name]
+            return torch.nn.Parameter(tensor, False) if kind == "parameter" else tensor
         if kind == "tensor":
             return self._tensors[which]
         if kind == "device":

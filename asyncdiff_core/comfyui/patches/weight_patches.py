@@ -19,11 +19,10 @@ import comfy.weight_adapter
 from ...algorithm.stages import Stage, units_of
 from ...errors import UnsupportedPatchError
 from ..model import replaced
+from ..model.layouts import MODEL_PREFIX
 from ..model.streaming import Streaming
 from . import pickling
 from .pickling import Payload, WorkerView
-
-MODEL_PREFIX = "diffusion_model."
 
 # Those that ComfyUI's calculate_weight knows beside its adapters.
 _KINDS = ("diff", "set", "model_as_lora")

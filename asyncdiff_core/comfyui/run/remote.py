@@ -20,6 +20,7 @@ from ...workers.group import WorkerGroup
 from ...workers.source import ModelSource
 from ..model.calls import ModelCall
 from ..model.layouts import (
+    MODEL_PREFIX,
     entry_of,
     host_parts_of,
     latents_are_apart,
@@ -32,10 +33,11 @@ from ..model.replaced import ReplacedFunctions
 from ..model.skeleton import make_remote
 from ..patches.changes import StockWatch, Watch, differences
 from ..patches.pickling import WorkerView
-from ..patches.weight_patches import MODEL_PREFIX, WeightChanges
+from ..patches.weight_patches import WeightChanges
 from .forecast import Forecaster
 from .history import name_run
 from .launch import files_of, launch, log_folder, require_same_files, spec_of
+from .lent_parts import LentParts
 from .node_text import poll
 from .pool import POOL
 from .room import Room
@@ -53,6 +55,7 @@ class RemoteModel:
         files: what its weights are read from, with what tells whether they changed.
         weight_bytes: of the whole model.
         room: what devices have for the weights.
+        lent_parts: parts of the model that are here for a run.
         is_steady: whether the sampler of the run that begins is, see steadiness.is_steady.
         has_refused_stride: whether one turned out not to be.
         replaced: functions of ComfyUI that are other ones now.
@@ -112,7 +115,8 @@ class RemoteModel:
             return remote.evaluate(call)
 
         make_remote(model, evaluate)
-        self._watch = Watch(model, apart_from=host_parts_of(model))
+        self._watch = watch = Watch(model, apart_from=host_parts_of(model))
+        self.lent_parts = LentParts(model, loader, lambda: watch.renew([""]))
         self._origin: Callable[[], Any] = lambda: None  # the stock BaseModel, if it is still there
         self.replaced = ReplacedFunctions(model)
         self.view = WorkerView()
@@ -257,6 +261,7 @@ class RemoteModel:
 
     def end_run(self, is_canceled: bool = False) -> None:
         """The sampling run is over, however it ended."""
+        self.lent_parts.take_back()
         run, self._run = self._run, None
         if run is not None:
             run.end(is_canceled)

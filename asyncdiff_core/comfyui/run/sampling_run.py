@@ -29,6 +29,7 @@ from ..model.calls import ModelCall, Part, gather, scatter
 from ..model.replaced import changing_weights
 from ..patches.code_patches import FUNCTIONS, OBJECTS, CodePatches, mark, names_of, split_options
 from ..patches.flags import FLAGS_MARK, flags
+from ..patches.patch_models import fit
 from ..patches.weight_hooks import HOOK, numbers_of
 from ..patches.weight_patches import WeightChanges, pack_changes, pack_patches
 from .forecast import Forecaster
@@ -254,6 +255,7 @@ class SamplingRun:
         self._group.holdings.set_compilation(self._compilation)
         options = call.options
         if code:
+            fit(code, call.x)
             key, payload = self._code_patches.key_of(code)
             self._keep(key, lambda stage: payload)
             options = mark(options, key)
