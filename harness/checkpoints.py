@@ -128,14 +128,20 @@ def write_motion(path: Path) -> Path:
     return _write(path, motion)
 
 
-def motion(max_frames: int = 2) -> StateDict:
-    """The modules of a UNet of `TWO_LEVELS`. Those that people use know 24 or 32 frames."""
-    width, weights = UNET_CHANNELS, StateDict(11)
-    places = ["mid_block.motion_modules.0"]
-    for level in range(2):
-        places.append(f"down_blocks.{level}.motion_modules.0")
-        places += [f"up_blocks.{level}.motion_modules.{number}" for number in range(2)]
-    for place in places:
+def motion(
+    max_frames: int = 2, widths: tuple[int, ...] = (UNET_CHANNELS,) * 2, has_middle: bool = True
+) -> StateDict:
+    """The modules of a UNet with one layer per level, by default those of `TWO_LEVELS`.
+
+    Those that people use know 24 or 32 frames; only v2 for SD 1.5 has some in the middle.
+    """
+    weights = StateDict(11)
+    places = {"mid_block.motion_modules.0": widths[-1]} if has_middle else {}
+    for level, width in enumerate(widths):
+        places[f"down_blocks.{level}.motion_modules.0"] = width
+        up = len(widths) - 1 - level
+        places |= {f"up_blocks.{up}.motion_modules.{number}": width for number in range(2)}
+    for place, width in places.items():
         name = f"{place}.temporal_transformer"
         block = f"{name}.transformer_blocks.0"
         weights.norm(f"{name}.norm", width)
@@ -151,6 +157,19 @@ def motion(max_frames: int = 2) -> StateDict:
         weights.linear(f"{block}.ff.net.0.proj", 8 * width, width)
         weights.linear(f"{block}.ff.net.2", width, 4 * width)
         weights.norm(f"{block}.ff_norm", width)
+    return weights
+
+
+def motion_lora(modules: StateDict, rank: int = 2) -> StateDict:
+    """A motion LoRA for all attention of `modules`, under the names that such files have."""
+    weights = StateDict(12)
+    for key, weight in modules.items():
+        layer, is_weight, _ = key.partition(".weight")
+        if ".attention_blocks." in key and is_weight:
+            attention, _, part = layer.removesuffix(".0").rpartition(".")
+            name = f"{attention}.processor.{part}_lora"
+            weights.normal(f"{name}.up.weight", (weight.shape[0], rank), 0.3)
+            weights.normal(f"{name}.down.weight", (rank, weight.shape[1]), weight.shape[1] ** -0.5)
     return weights
 
 

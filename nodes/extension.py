@@ -12,7 +12,7 @@ import nodes as comfy_nodes
 from ..asyncdiff_core.comfyui.model.gguf_files import note_calls
 from . import routes  # noqa: F401 - registers the routes
 from .loaders import AsyncDiffCheckpointLoader, AsyncDiffDiffusionModelLoader, AsyncDiffParallelize
-from .motion import AsyncDiffMotionModule
+from .motion import AsyncDiffMotionLora, AsyncDiffMotionModule
 from .reports import AsyncDiffTimeline
 from .sampling import AsyncDiffKSampler, AsyncDiffKSamplerAdvanced, AsyncDiffSchedule
 
@@ -26,6 +26,7 @@ class AsyncDiffExtension(ComfyExtension):
             AsyncDiffDiffusionModelLoader,
             AsyncDiffParallelize,
             AsyncDiffMotionModule,
+            AsyncDiffMotionLora,
             AsyncDiffSchedule,
             AsyncDiffKSampler,
             AsyncDiffKSamplerAdvanced,

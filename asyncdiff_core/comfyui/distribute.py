@@ -27,7 +27,7 @@ from .fallback import stay_local
 from .model.hand_over import Comparison, hand_over, is_handed_over, loader_of
 from .model.layouts import has_layout, layout_of
 from .model.loading import Loader
-from .model.motion import sampling_of, with_motion
+from .model.motion import lora_patches, sampling_of, with_motion
 from .model.samples import WeightSamples
 from .model.skeleton import See, build_skeleton
 from .patcher import AsyncDiffModelPatcher
@@ -105,12 +105,12 @@ def parallelize(model: Any, plan: PlanRequest) -> Any:
 
 
 def animate(model: Any, path: str) -> Any:
-    """A clone of `model`, an SD 1.5, with the motion modules of the file `path` in it.
+    """A clone of `model`, an SD 1.5 or SDXL, with the motion modules of the file `path` in it.
 
     A MODEL of this pack stays spread as it is, a stock one stays in ComfyUI's process.
 
     Raises:
-        InputError: `model` is no SD 1.5, or the file does not fit it.
+        InputError: `model` is neither, or the file does not fit it.
         LoaderError: the loader of `model` does not tell which file it read.
     """
     _require_model(model)
@@ -123,6 +123,19 @@ def animate(model: Any, path: str) -> Any:
         AsyncDiffModelPatcher.adopt(clone, base.remote, parent=base)
         clone.schedule = model.schedule
     clone.add_object_patch("model_sampling", sampling_of(clone.model.model_config))
+    return clone
+
+
+def with_motion_lora(model: Any, path: str, strength: float) -> Any:
+    """A clone of `model`, which has motion modules, with the motion LoRA of the file `path`.
+
+    Raises:
+        InputError: `model` has no motion modules, or the file does not fit them.
+    """
+    _require_model(model)
+    require_finite(strength=strength)
+    clone = model.clone()
+    clone.add_patches(lora_patches(model.model, path), strength)
     return clone
 
 

@@ -29,11 +29,27 @@ NODES = (
     "AsyncDiffDiffusionModelLoader",
     "AsyncDiffParallelize",
     "AsyncDiffMotionModule",
+    "AsyncDiffMotionLora",
     "AsyncDiffSchedule",
     "AsyncDiffKSampler",
     "AsyncDiffKSamplerAdvanced",
     "AsyncDiffTimeline",
 )
+
+
+# Names that people know, in the choices of the nodes. Nothing loads them.
+FILES = (
+    "checkpoints/sd_xl_base_1.0.safetensors",
+    "diffusion_models/flux1-dev.safetensors",
+    "animatediff_models/mm_sd_v15_v2.safetensors",
+    "animatediff_motion_lora/v2_lora_PanLeft.ckpt",
+)
+
+
+def make_files(models: Path) -> None:
+    for name in FILES:
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / name).touch()
 
 
 def take_panel(page: Canvas, name: str) -> None:
@@ -51,12 +67,6 @@ def take_nodes(page: Canvas) -> None:
                 app.graph.clear();
                 const node = LiteGraph.createNode(type);
                 node.pos = [100, 100];
-                const files = { // the server has none
-                    ckpt_name: "sd_xl_base_1.0.safetensors",
-                    motion_model: "mm_sd_v15_v2.safetensors",
-                };
-                for (const widget of node.widgets ?? [])
-                    if (widget.name in files) widget.value = files[widget.name];
                 app.graph.add(node);
                 app.canvas.ds.scale = 1;
                 app.canvas.ds.offset = [400, 100];
@@ -110,6 +120,8 @@ def main() -> None:
                 page.set("Comfy.ColorPalette", "dark")
                 if not is_vue:
                     page.page.wait_for_timeout(500)
+                    make_files(server.models)
+                    page.open(Comfy_ColorPalette="dark")  # a page asks for the choices at first
                     take_nodes(page)
         browser.close()
 

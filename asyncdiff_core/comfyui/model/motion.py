@@ -1,4 +1,4 @@
-"""AnimateDiff: motion modules as layers of SD 1.5's UNet, between those that it has.
+"""AnimateDiff: motion modules as layers of the UNet of SD 1.5 or SDXL, between those that it has.
 
 A motion module (Guo et al., 2023, arXiv 2307.04725) lets the pixels at one place attend to each
 other over the frames of a video, which are the batch. There is one behind the last ResBlock or
@@ -16,15 +16,18 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.lora
 import comfy.model_base
 import comfy.model_sampling
 import comfy.ops
+import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import CrossAttention, FeedForward
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel, Upsample
 
 from ...errors import InputError
+from .layouts import MODEL_PREFIX
 from .loading import Loader, building, patching
 
 NUM_HEADS = 8
@@ -33,6 +36,11 @@ NAME = "motion"  # of a motion module among the layers of its block
 
 _PLACE = r"(?:module\.)?((?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.(\d+)"
 _KEY = re.compile(_PLACE + r"\.temporal_transformer\.(.+)")
+_LAYER = r"(transformer_blocks\.\d+\.attention_blocks\.\d+)\.(?:processor\.)?(to_[qkv]|to_out)_lora"
+_LORA_KEY = re.compile(_PLACE + rf"\.temporal_transformer\.{_LAYER}\.(down|up)\.weight")
+
+# What files of other kinds of AnimateDiff have besides, which needs more than motion modules.
+_OTHER_KINDS = {"conv_in.": "PIA", "img_encoder.": "AnimateLCM-I2V", "FancyVideo": "FancyVideo"}
 
 State = dict[str, dict[str, torch.Tensor]]  # by the place in the file
 
@@ -159,12 +167,18 @@ def load(path: str, function: str, index: int | None, *args: Any) -> Any:
 
 
 def sampling_of(model_config: Any) -> Any:
-    """The noise schedule that motion modules were trained with: betas on a line."""
+    """The noise schedule that motion modules were trained with.
+
+    Those for SD 1.5 have betas on a line, those for SDXL SDXL's own up to a larger beta.
+    """
 
     class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
         pass
 
-    settings = {**model_config.sampling_settings, "beta_schedule": "sqrt_linear"}  # its name
+    is_sdxl = isinstance(model_config, comfy.supported_models.SDXL)
+    # ComfyUI's names of the schedules.
+    own = {"linear_end": 0.02} if is_sdxl else {"beta_schedule": "sqrt_linear"}
+    settings = {**model_config.sampling_settings, **own}
     return ModelSampling(types.SimpleNamespace(sampling_settings=settings))
 
 
@@ -177,14 +191,64 @@ def read(path: str) -> State:
     state: State = {}
     for key, tensor in comfy.utils.load_torch_file(path, safe_load=True).items():
         match = _KEY.fullmatch(key)
-        if match is None:
-            raise InputError(
-                f"{path} has {key!r}, which is no part of a motion module. Motion modules of "
-                "AnimateDiff v1, v2 and v3 for SD 1.5 can be used."
-            )
-        place, number, name = match.groups()
-        state.setdefault(f"{place}.{number}", {})[name] = tensor
+        if match is not None:
+            place, number, name = match.groups()
+            state.setdefault(f"{place}.{number}", {})[name] = tensor
+        elif kind := next(
+            (kind for start, kind in _OTHER_KINDS.items() if key.startswith(start)), ""
+        ):
+            raise InputError(f"{path} is a model of {kind}. {_USABLE}")
+        elif "temporal" in key:
+            raise InputError(f"{path} has {key!r}, which is no part of a motion module. {_USABLE}")
+        # What else there is are the layers of the UNet that it was trained on.
+    if not state:
+        raise InputError(f"{path} has no motion modules. {_USABLE}")
     return state
+
+
+_USABLE = "Motion modules of AnimateDiff v1, v2 and v3 for SD 1.5, and those for SDXL, can be used."
+
+
+def lora_patches(base_model: Any, path: str) -> dict[str, Any]:
+    """The weight patches of a motion LoRA, for ModelPatcher.add_patches.
+
+    Args:
+        base_model: a BaseModel with motion modules.
+        path: the file.
+
+    Raises:
+        InputError: the model has no motion modules, or the file is no motion LoRA that fits them.
+    """
+    unet = base_model.diffusion_model
+    if not isinstance(unet, MotionUNetModel):
+        raise InputError("This MODEL has no motion modules. Put them into it first.")
+    modules = {
+        place: f"{name}.{NAME}"
+        for place, name, _ in _places(unet)
+        if NAME in unet.get_submodule(name)._modules
+    }
+    changes: dict[str, torch.Tensor] = {}
+    targets: dict[str, str] = {}
+    for key, tensor in comfy.utils.load_torch_file(path, safe_load=True).items():
+        match = _LORA_KEY.fullmatch(key)
+        if match is None:
+            continue
+        part, number, attention, layer, end = match.groups()
+        place = f"{part}.{number}"
+        if place.startswith("mid_block") and place not in modules:
+            continue  # a LoRA for v2 on modules of v1 or v3
+        if place not in modules:
+            raise InputError(f"{path} does not fit this model: it has no place for {place}.")
+        name = f"{modules[place]}.{attention}.{layer}{'.0' if layer == 'to_out' else ''}.weight"
+        weight = unet.get_parameter(name)
+        if tensor.ndim != 2 or tensor.shape[end == "down"] != weight.shape[end == "down"]:
+            raise InputError(f"{path} does not fit this model: {key} has another width.")
+        changes[f"{name}.lora_{end}.weight"] = tensor
+        targets[name] = f"{MODEL_PREFIX}{name}"
+    if len(changes) != 2 * len(targets) or not targets:
+        raise InputError(f"{path} is no motion LoRA, or a part of one.")
+    patches: dict[str, Any] = comfy.lora.load_lora(changes, targets, log_missing=False)
+    return patches
 
 
 @contextlib.contextmanager
@@ -212,7 +276,9 @@ def _extend(base_model: Any, path: str) -> None:
     state = read(path)
     if type(unet) is not UNetModel:
         kind = type(base_model).__name__
-        raise InputError(f"{path} holds motion modules for SD 1.5, and this model is a {kind}.")
+        raise InputError(
+            f"{path} holds motion modules for SD 1.5 or SDXL, and this model is a {kind}."
+        )
     operations = config.custom_operations or comfy.ops.pick_operations(
         config.unet_config.get("dtype"), base_model.manual_cast_dtype, model_config=config
     )
