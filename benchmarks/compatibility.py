@@ -46,15 +46,16 @@ def main() -> None:
     options = parser.parse_args()
     comfyui = options.comfyui.resolve()
     architectures = run_architectures(comfyui, options.only)
-    features, files, ways = run_on_server(comfyui, options.only)
+    features, files, ways, brought = run_on_server(comfyui, options.only)
     rows = architecture_rows(architectures, features, files)
     formats = [(label, *came.values()) for label, came in files.items()]
-    options.out.write_text(page(rows, files, features, ways, version_of(comfyui)))
-    everything = (*rows, *features, *formats, *ways)
+    options.out.write_text(page(rows, files, features, ways, brought, version_of(comfyui)))
+    everything = (*rows, *features, *formats, *ways, *brought)
     wrong = [row for row in everything if any(cell.startswith("no") for cell in row[1:])]
     print(
         f"{len(architectures)} architectures, {len(features)} features, "
-        f"{sum(map(len, files.values()))} files, {len(ways)} ways of packs; {options.out}"
+        f"{sum(map(len, files.values()))} files, {len(ways)} ways of packs, {len(brought)} with "
+        f"weights of their own; {options.out}"
     )
     if wrong:
         sys.exit(f"not all of them are right: {wrong}")
@@ -73,12 +74,15 @@ def run_architectures(comfyui: Path, only: Collection[str]) -> dict[str, Any]:
     return run("architecture_parity.py", comfyui, REPO_ROOT, *only, timeout=1800)
 
 
-def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files, Ways]:
-    """What came of each feature, of the files in the stock format, and of what packs do."""
+def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files, Ways, Ways]:
+    """What came of each feature, of the files in the stock format, of what packs do, and of what
+    brings weights of its own."""
     from demo import shapes
+    from harness.brought import CASES, SPREADS
+    from harness.brought import outcome as outcome_of_case
     from harness.comfy_server import ComfyServer
     from harness.features import FEATURES, outcome, write_files
-    from harness.lab import ADAPTER_PACK, write_models
+    from harness.lab import ADAPTER_PACK, GGUF_PACK, write_models
     from harness.stock_files import KINDS as FORMATS
     from harness.stock_files import PACKED, compare, write
     from harness.ways import PLACES, WAYS
@@ -99,9 +103,10 @@ def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files
     rows: Features = []
     files: Files = {}
     ways: Ways = []
+    brought: Ways = []
     with tempfile.TemporaryDirectory() as folder:
         env = {"OMP_NUM_THREADS": "1", "ASYNCDIFF_MAX_GROUPS": "4"}
-        packs = [shapes.PACK, ADAPTER_PACK]
+        packs = [shapes.PACK, ADAPTER_PACK, GGUF_PACK]
         with ComfyServer(comfyui, Path(folder), env=env, more_packs=packs) as server:
             write_models(server.models)
             write_files(server.models)
@@ -129,7 +134,13 @@ def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files
                     for place in range(len(PLACES))
                 ]
                 ways.append((way.name, way.packs, *map(_in_short, results)))
-    return rows, files, ways
+            for case in (one for one in CASES if not only or one.name in only):
+                results = [
+                    attempt(f"{case.name} {spread}", partial(outcome_of_case, server, case, spread))
+                    for spread in SPREADS
+                ]
+                brought.append((case.name, *results))
+    return rows, files, ways, brought
 
 
 def wanted_files(only: Collection[str], formats: Collection[str]) -> dict[str, list[str]]:
@@ -186,7 +197,12 @@ def architecture_rows(
 
 
 def page(
-    rows: list[tuple[str, ...]], files: Files, features: Features, ways: Ways, version: str
+    rows: list[tuple[str, ...]],
+    files: Files,
+    features: Features,
+    ways: Ways,
+    brought: Ways,
+    version: str,
 ) -> str:
     """The tables as a document."""
     formats = list(next(iter(files.values()), ()))
@@ -245,6 +261,16 @@ def page(
         "| what | done by | behind the loader | before *Parallelize* | sampler alone |",
         "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in ways),
+        "",
+        "## Weights that no file of the MODEL has",
+        "",
+        "MODELs that packs make, patches that bring a model, and ControlNets that take parts of",
+        "the MODEL: small ones, with full warm-up, without and with a LoRA. *exact* as above, with",
+        "two and three workers by *Parallelize Model*, and with a sampler node that chooses.",
+        "",
+        "| what | N=2 | N=3 | sampler alone |",
+        "|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in brought),
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,0 +1,15 @@
+"""Weights that come with a patch, and MODELs that no file has as they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.brought import CASES, SPREADS, Case, outcome
+from harness.comfy_server import ComfyServer
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_workers_give_the_bits_of_comfyuis_own_run(server: ComfyServer, case: Case) -> None:
+    """Without and with a LoRA."""
+    for spread in SPREADS:
+        assert outcome(server, case, spread) == "exact"
