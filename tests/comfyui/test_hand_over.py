@@ -10,7 +10,7 @@ import torch
 
 from harness import checkpoints
 from harness.comfy_server import ComfyServer, PromptFailed
-from harness.features import parallelized
+from harness.features import parallelized, patched
 from harness.graphs import Workflow, node
 from harness.lab import last_report, latent, with_lora, workflow
 from harness.ways import alone
@@ -45,6 +45,22 @@ def test_workers_get_its_weights(lab: ComfyServer, kind: str, model: str) -> Non
         assert len(last_report(lab)["workers"]) == workers
         assert torch.equal(latent(lab, way(with_lora(flow, model))), changed)
     assert torch.equal(latent(lab, flow), stock)  # and itself it is as before
+
+
+def test_weights_altered_after_the_first_run(lab: ComfyServer) -> None:
+    """Workers have those of the file, then the altered ones, then those of the file again."""
+    flow = workflow("wan", steps=STEPS, cfg=1.0)
+    altered = patched("TestWay", way="weights altered in place")(flow)
+    results = []
+    for number, one in enumerate((flow, altered, flow)):
+        results.append(latent(lab, alone(one)))
+        assert len(last_report(lab)["workers"]) == 2
+        lab.run({"undo": node("TestUndo", number=2**20 + number)})
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+    stock = latent(lab, altered)
+    lab.run({"undo": node("TestUndo", number=2**20 + 3)})
+    assert torch.equal(results[1], stock)
 
 
 def test_asynchronously_too(lab: ComfyServer) -> None:

@@ -13,10 +13,11 @@ STEMS = sorted(path.stem for path in FOLDER.glob("*.json"))
 
 # Which files there are is the machine's matter.
 MODEL_FILES = ("ckpt_name", "unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name")
-MODEL_FILES += ("lora_name", "control_net_name", "image")
+MODEL_FILES += ("lora_name", "control_net_name", "image", "text_encoder")
 # What an older ComfyUI does not know yet, and passes over.
 NEWER = {"CreateVideo": ["bit_depth"]}
 WIDGET_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+WIDGET_TYPES["FLOAT,INT"] = WIDGET_TYPES["FLOAT"]
 
 
 @pytest.fixture(scope="module")

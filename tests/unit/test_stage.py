@@ -396,6 +396,10 @@ def test_scratch_is_reused_and_can_be_forgotten(name: str, monkeypatch: pytest.M
 
     run_last()
     before = {id(tensor) for tensor in staged._scratch.values()}
+    for tensor in staged._scratch.values():
+        assert staged.is_scratch(tensor)
+        assert staged.is_scratch(tensor[:1])
+        assert not staged.is_scratch(tensor.clone())
     run_last()
     assert before and {id(tensor) for tensor in staged._scratch.values()} == before
     staged.forget_scratch()

@@ -34,8 +34,8 @@ def is_link(value: Any) -> bool:
 
 def test_every_workflow_has_a_twin():
     models = (
-        *("demo", "flux", "flux2_klein", "minimax_h3_t2v", "qwen_image", "sd15", "sd3", "sdxl"),
-        *("sdxl_lora_controlnet", "svd", "wan22_t2v", "wan_t2v", "z_image_turbo"),
+        *("demo", "flux", "flux2_klein", "ltx2_t2v", "minimax_h3_t2v", "qwen_image", "sd15"),
+        *("sd3", "sdxl", "sdxl_lora_controlnet", "svd", "wan22_t2v", "wan_t2v", "z_image_turbo"),
     )
     assert [f"asyncdiff_{model}" for model in models] == STEMS
     assert sorted(path.stem for path in (FOLDER / "api").glob("*.json")) == STEMS

@@ -27,6 +27,7 @@ def main(comfyui: str, pack: str) -> None:
         **absent_weights(),
         **changed_models(),
         **lost_weights(),
+        **models_of_patches(),
     }
     print(json.dumps(held))
 
@@ -240,6 +241,40 @@ def lost_weights() -> dict[str, bool]:
         "zeros are zeros": is_zero(half) and is_zero(fp8) and is_zero(torch.zeros(3, 3).T),
         "a last value is seen": not is_zero(last),
         "a transposed one is seen": not is_zero(torch.eye(3).T),
+    }
+
+
+def models_of_patches() -> dict[str, bool]:
+    """In a worker: what a stage does not need of them is neither moved nor computed."""
+    import torch
+
+    from asyncdiff_core.comfyui.patches.patch_models import SentPatcher, with_no_useless_work
+
+    device = torch.device("meta")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    SentPatcher(model, device)
+    model[0](torch.ones(1, 2, device=device))
+    scratch, calls = torch.zeros(1), []
+
+    class DiffSynthCnetPatch:
+        def __call__(self, args: Any) -> Any:
+            calls.append(args["img"])
+            return args
+
+    class Other(DiffSynthCnetPatch):
+        pass
+
+    code = {"patches": {"double_block": [DiffSynthCnetPatch(), Other()]}}
+    with_no_useless_work(code, lambda tensor: tensor is scratch)
+    first, second = code["patches"]["double_block"]
+    own = torch.ones(1)
+    given = [first({"img": scratch})["img"], first({"img": own})["img"], second({"img": scratch})]
+    return {
+        "a module that is called has its weights on the device": model[0].weight.is_meta,
+        "another one has them where they were": not model[1].weight.is_meta,
+        "a patch is not called for what reaches nothing": [*map(id, calls)]
+        == [id(own), id(scratch)],
+        "and gives it on": given[0] is scratch and given[1] is own,
     }
 
 
