@@ -34,6 +34,7 @@ SAMPLE = {
     "video_ltx2_t2v_distilled": (PARALLEL, PARALLEL),  # latents of video and audio, two samplers
     "audio_ace_step_1_5_split": (PARALLEL, PARALLEL),
     "image_qwen_image_controlnet_patch": (PARALLEL, PARALLEL),  # a patch with a model of its own
+    "image_flux2_klein_9b_kv_image_edit": (PARALLEL, PARALLEL),  # a cache that shortens inputs
     "video_causal_forcing_i2v": (REFUSED, LOCAL),
 }
 

@@ -80,7 +80,7 @@ class SamplingRun:
         self._streams = self._new_streams()
         self._kept: set[str] = set()  # keys of those that the group has
         self._text = RunText()
-        self._is_prepared = False
+        self._is_prepared = self._has_evaluated = False
         self._said_idle = False
         self._shape: torch.Size | None = None  # of the latents that the workers are prepared for
 
@@ -194,9 +194,11 @@ class SamplingRun:
         if len(parts) < 2:
             evaluations = [as_evaluation(call)]
             (output,) = self._group.evaluate_all(evaluations, self._remote.require_unchanged)
+            self._has_evaluated = True
             return output
         evaluations = [as_evaluation(call.of(part), part) for part in parts]
         outputs = self._group.evaluate_all(evaluations, self._remote.require_unchanged)
+        self._has_evaluated = True
         return gather(outputs, parts, call.num_latents)
 
     def _num_apart(self, call: ModelCall, code: Mapping[str, Any]) -> int:
@@ -269,7 +271,9 @@ class SamplingRun:
     def _stream(self, call: ModelCall, code: dict[str, Any]) -> tuple[Hashable, bool]:
         """What keeps evaluations of equal conds in lanes of their own, and whether this one has
         found a place."""
-        kind = stream_of(call.options, code)
+        # A cache that the first evaluation of a run fills leaves fewer tokens to the others.
+        is_another_shape = not self._has_evaluated and shortens(code)
+        kind = stream_of(call.options, code), is_another_shape
         number = self._streams.of((call.lane_key, kind), call.sigma, call.latent)
         return (kind, number), number is not None
 
@@ -286,6 +290,15 @@ class SamplingRun:
         workload = Workload(max(1, num_conds), steps or 20, num_sync, num_latents, is_foreseen)
         remote = self._remote
         return remote.room.choose(self._group, remote.request, workload, call, remote.key)
+
+
+def shortens(code: Mapping[str, Any]) -> bool:
+    """Whether patches in `code` keep tokens of the first evaluation for the next ones.
+
+    Known is ComfyUI's *Flux KV Cache*, by the class of its patch.
+    """
+    patches = code.get("patches", {}).get("attn1_patch", [])
+    return any(type(patch).__name__ == "KV_Attn_Input" for patch in patches)
 
 
 def stream_of(options: dict[str, Any], code: dict[str, Any]) -> Hashable:
