@@ -95,6 +95,7 @@ WAYS = (
     ),
     Way("a padding patch of the first layer", "sd15", "IC-Light, layerdiffuse"),
     Way("weights used when the node runs", "wan", "KJNodes (NAG)", (USED, "exact", "exact")),
+    Way("a patch that holds its model", "wan", "many"),
     Way("weights altered in place", "wan", "older merge nodes", (USED, "exact", "exact")),
     Way("switches of torch", "sd15", "KJNodes"),
 )

@@ -660,6 +660,20 @@ def weights_used_when_the_node_runs(model: Any) -> Any:
 
 
 @way
+def a_patch_that_holds_its_model(model: Any) -> Any:
+    """A function that finds the MODEL, and what belongs to it, in a variable around it."""
+    model = model.clone()
+    config = model.model.model_config
+
+    def patch(args: dict[str, Any]) -> Any:
+        is_its = model.model.model_config is config and "image_model" in config.unet_config
+        return args["x"] * (0.9 if is_its else 2.0)
+
+    model.set_model_attn1_patch(patch)
+    return model
+
+
+@way
 def weights_altered_in_place(model: Any) -> Any:
     """A merge or a detail node that spares the memory of a patch."""
     for block in unet_of(model).blocks:

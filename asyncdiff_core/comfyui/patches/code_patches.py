@@ -92,7 +92,7 @@ class CodePatches:
 
     def _is_elsewhere(self, value: Any) -> bool:
         """Whether workers have `value`, or it is not what patches change."""
-        is_known = self._view.name_of(value) is not None
+        is_known = self._view.name_of(value) is not None or self._view.is_config(value)
         return is_known or is_patcher(value) or is_autoencoder(value)
 
     def key_of(self, code: Mapping[str, Any]) -> tuple[str, Payload]:

@@ -1,9 +1,10 @@
-"""Patches that bring a model of their own (ControlNets that are model patches, style projectors).
+"""Models that patches hold: one of their own, or the MODEL itself in a variable.
 
-The model's weights are handed over by a file (weights_file.py); the patch crosses as any other, and
-in a worker its model takes to the device what is called there. These patches compute in the model's
-own code between its units, which every stage runs, or inside units, and keep nothing from one unit
-for another: so they give in each stage what they give in the whole model.
+ControlNets that are model patches and style projectors bring one. Its weights are handed over by a
+file (weights_file.py); the patch crosses as any other, and in a worker its model takes to the
+device what is called there. These patches compute in the model's own code between its units, which
+every stage runs, or inside units, and keep nothing from one unit for another: so they give in each
+stage what they give in the whole model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import torch
 
@@ -45,7 +47,8 @@ def is_patcher(value: Any) -> bool:
 
 def is_autoencoder(value: Any) -> bool:
     """Whether `value` is a VAE, which stays in ComfyUI's process."""
-    return hasattr(value, "first_stage_model") and hasattr(value, "spacial_compression_encode")
+    # Of the class: some objects of ComfyUI have every attribute that they are asked for.
+    return hasattr(type(value), "spacial_compression_encode")
 
 
 def hand_over(patcher: Any) -> dict[int, tuple[str, str]]:
@@ -84,6 +87,22 @@ def made_again(kind: type[torch.nn.Module], attributes: dict[str, Any]) -> torch
     torch.nn.Module.__init__(module)
     vars(module).update(attributes)
     return module
+
+
+def state_of(patcher: Any) -> dict[str, Any]:
+    """Of the MODEL that a patch finds in a variable: what it may ask for in a worker."""
+    return {"model_options": patcher.model_options, "object_patches": patcher.object_patches}
+
+
+def sent_model(base_model: torch.nn.Module) -> Any:
+    """In a worker: a MODEL of the worker's own model, for `fill`."""
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(base_model, load_device=device, offload_device=device)
+
+
+def fill(value: Any, attributes: dict[str, Any]) -> None:
+    """Give an object its attributes, when all of them are there."""
+    vars(value).update(attributes)
 
 
 class SentPatcher:

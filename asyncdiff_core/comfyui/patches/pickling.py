@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import comfy.supported_models_base
 import torch
 from safetensors.torch import load_file
 
@@ -30,10 +31,13 @@ from .patch_models import (
     SentAutoencoder,
     SentPatcher,
     attributes_of,
+    fill,
     hand_over,
     is_autoencoder,
     is_patcher,
     made_again,
+    sent_model,
+    state_of,
 )
 
 Payload = tuple[bytes, list[torch.Tensor]]
@@ -52,9 +56,12 @@ class WorkerView:
         self.search_path: tuple[str, ...] = ()
         self.can_import: Callable[[str, str, str], bool] = lambda name, root, file: False
         self._names: dict[int, tuple[str, weakref.ref[torch.nn.Module]]] = {}
+        self._configs: list[weakref.ref[Any]] = []
 
     def add(self, base_model: torch.nn.Module) -> None:
-        """Let the modules of `base_model`, a BaseModel, go by their names in it."""
+        """Let the modules of `base_model`, a BaseModel, and its configuration go by their names."""
+        if (config := getattr(base_model, "model_config", None)) is not None:
+            self._configs.append(weakref.ref(config))
         for name, module in base_model.named_modules():
             self._names[id(module)] = name, weakref.ref(module)
 
@@ -62,6 +69,10 @@ class WorkerView:
         """The name of a module; None if `value` is none of these."""
         name, module = self._names.get(id(value), ("", _nothing))
         return name if value is not None and module() is value else None
+
+    def is_config(self, value: Any) -> bool:
+        """Whether `value` is the configuration of the model."""
+        return any(config() is value for config in self._configs)
 
     def has(self, module: types.ModuleType) -> bool:
         """Whether workers find this module under its name: ComfyUI's, and installed ones."""
@@ -122,7 +133,9 @@ class _Pickler(cloudpickle.Pickler):
         self._models: set[int] = set()
 
     def persistent_id(self, obj: Any) -> Any:
-        if is_patcher(obj):
+        if self._view.is_config(obj):
+            return "config", None
+        if is_patcher(obj) and self._view.name_of(obj.model) is None:
             handed_over = hand_over(obj)
             self._handed_over.update(handed_over)
             self._models.update(map(id, obj.model.modules()))
@@ -155,6 +168,10 @@ class _Pickler(cloudpickle.Pickler):
             return made_again, (type(obj), attributes_of(obj))
         if is_autoencoder(obj):
             return SentAutoencoder.of(obj)
+        if is_patcher(obj):  # of the MODEL itself, in a variable of the patch
+            return sent_model, (obj.model,), state_of(obj), None, None, fill
+        if isinstance(obj, comfy.supported_models_base.BASE):  # has every attribute, and so none
+            return object.__new__, (type(obj),), vars(obj), None, None, fill
         if isinstance(obj, types.CellType):
             content = () if is_empty(obj) else (obj.cell_contents,)
             return types.CellType, (), content, None, None, _fill
@@ -196,6 +213,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: tuple[str, Any]) -> Any:
         kind, which = pid
+        if kind == "config" and self._base_model is not None:
+            return self._base_model.model_config
         if kind == "patcher":
             return SentPatcher(which, self._device)
         if kind in ("parameter", "buffer"):
