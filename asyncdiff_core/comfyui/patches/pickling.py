@@ -56,12 +56,12 @@ class WorkerView:
         self.search_path: tuple[str, ...] = ()
         self.can_import: Callable[[str, str, str], bool] = lambda name, root, file: False
         self._names: dict[int, tuple[str, weakref.ref[torch.nn.Module]]] = {}
-        self._configs: list[weakref.ref[Any]] = []
+        self._configs: list[Any] = []
 
     def add(self, base_model: torch.nn.Module) -> None:
         """Let the modules of `base_model`, a BaseModel, and its configuration go by their names."""
         if (config := getattr(base_model, "model_config", None)) is not None:
-            self._configs.append(weakref.ref(config))
+            self._configs.append(config)
         for name, module in base_model.named_modules():
             self._names[id(module)] = name, weakref.ref(module)
 
@@ -72,7 +72,7 @@ class WorkerView:
 
     def is_config(self, value: Any) -> bool:
         """Whether `value` is the configuration of the model."""
-        return any(config() is value for config in self._configs)
+        return any(config is value for config in self._configs)
 
     def has(self, module: types.ModuleType) -> bool:
         """Whether workers find this module under its name: ComfyUI's, and installed ones."""
