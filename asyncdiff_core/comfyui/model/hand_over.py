@@ -77,6 +77,8 @@ def hand_over(patcher: Any, samples: WeightSamples) -> Loader:
     Raises:
         LoaderError: they cannot be handed over.
     """
+    # Takes LoRAs out, also for the comparison.
+    comfy.model_management.unload_model_and_clones(patcher)
     known = _loaders.get(patcher.model)
     if known is None or known[0] != samples:
         known = _loaders[patcher.model] = samples, _hand_over(patcher)
@@ -87,7 +89,6 @@ def _hand_over(patcher: Any) -> Loader:
     base_model = patcher.model
     if type(patcher).__module__ != comfy.model_patcher.__name__:
         raise LoaderError(f"it is a {type(patcher).__name__}, which is not ComfyUI's own")
-    comfy.model_management.unload_model_and_clones(patcher)  # and so take LoRAs out
     state = base_model.diffusion_model.state_dict()
     unknown = [
         key for key, value in state.items() if type(value) not in (torch.Tensor, torch.nn.Parameter)
