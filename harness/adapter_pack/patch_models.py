@@ -6,7 +6,7 @@ ComfyUI's own loader of such files takes them at full size only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.cldm.dit_embedder
@@ -20,6 +20,8 @@ import comfy.ops
 import torch
 
 import nodes
+
+from .stand_ins import StandIn
 
 WIDTH = {"qwen-image": 32, "anima": 64, "flux-schnell": 32, "wan-t2v": 48, "sd3.5": 256}
 FLOAT = {"dtype": torch.float32, "operations": comfy.ops.manual_cast}
@@ -81,16 +83,21 @@ def filled(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-class TestPatchModel:
-    """One of them, with random weights."""
+class OneOf(StandIn):
+    """A node that makes one of several kinds."""
 
-    RETURN_TYPES = ("MODEL_PATCH",)
-    FUNCTION = "make"
-    CATEGORY = "testing"
+    KINDS: Mapping[str, Any]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"kind": (list(KINDS),)}}
+        return {"required": {"kind": (list(cls.KINDS),)}}
+
+
+class TestPatchModel(OneOf):
+    """One of them, with random weights."""
+
+    RETURN_TYPES = ("MODEL_PATCH",)
+    KINDS = KINDS
 
     def make(self, kind: str) -> tuple[Any]:
         model = filled(KINDS[kind]())
@@ -128,16 +135,11 @@ CONTROLS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[Any], Any]]] 
 }
 
 
-class TestControlNet:
+class TestControlNet(OneOf):
     """A ControlNet by ComfyUI's own loader, with random weights."""
 
     RETURN_TYPES = ("CONTROL_NET",)
-    FUNCTION = "make"
-    CATEGORY = "testing"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"kind": (list(CONTROLS),)}}
+    KINDS = CONTROLS
 
     def make(self, kind: str) -> tuple[Any]:
         make, load = CONTROLS[kind]
