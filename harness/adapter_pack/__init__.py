@@ -62,6 +62,7 @@ class TestModelPatch(ModelNode):
             def models(self) -> list[Any]:
                 return [own]
 
+        Patch.__name__ = "AnimaLLLitePatch"  # as one of ComfyUI's that workers can have
         model.set_model_patch(Patch(), "post_input")
         return (model,)
 

@@ -220,6 +220,7 @@ def _traits(base_model: Any) -> dict[str, Any]:
     """What a BaseModel is, apart from its weights."""
     config, sampling = base_model.model_config, base_model.model_sampling
     plain = (int, float, str, bool, type(None))
+    parts = {"latent_format": base_model.latent_format, "model_sampling": sampling}
     return {
         "its class": type(base_model),
         "its type": base_model.model_type,
@@ -230,8 +231,9 @@ def _traits(base_model: Any) -> dict[str, Any]:
             f"{kind.__module__}.{kind.__qualname__}" for kind in type(sampling).mro()
         ],
         **{
-            f"model_sampling.{name}": value
-            for name, value in vars(sampling).items()
+            f"{part}.{name}": value
+            for part, its in parts.items()
+            for name, value in vars(its).items()
             if isinstance(value, plain)
         },
         **{f"model_sampling.{k}": v.tolist() for k, v in sampling.named_buffers()},

@@ -192,7 +192,7 @@ def _bindings(module: Any) -> Iterator[tuple[_Place, bool]]:
                 if kind == "class" and isinstance(value, type):
                     yield from _methods_of(value, module, more[0])
         elif isinstance(value, types.FunctionType):
-            yield _Place(prefix + name, namespace, name, value), not _is_of_a_pack(value)
+            yield _Place(prefix + name, namespace, name, value), not is_of_a_pack(value)
 
 
 def _methods_of(
@@ -221,7 +221,7 @@ def _fits(value: Any, name: str, module: Any, kind: str, *more: Any) -> bool:
         is_module = isinstance(value, types.ModuleType)
         # Some that are there for their types alone are not in their module any more.
         return is_module or original == "*" or getattr(source, original, value) is value
-    return not _is_of_a_pack(value)
+    return not is_of_a_pack(value)
 
 
 def _is_own(value: Any, name: str, file: str, decorated: bool) -> bool:
@@ -231,20 +231,25 @@ def _is_own(value: Any, name: str, file: str, decorated: bool) -> bool:
     if isinstance(value, property):
         value = value.fget
     if decorated:
-        return not _is_of_a_pack(value)
+        return not is_of_a_pack(value)
     code = getattr(value, "__code__", None)
     return code is not None and code.co_name == name and _same_file(code.co_filename, file)
 
 
-def _is_of_a_pack(value: Any) -> bool:
-    code = getattr(value, "__code__", None)
+def is_of_a_pack(function: Any) -> bool:
+    """Whether the source of a function is in a folder of node packs, by a link or itself."""
+    code = getattr(function, "__code__", None)
     return code is not None and any(
-        Path(code.co_filename).resolve().is_relative_to(folder) for folder in _pack_folders()
+        place.is_relative_to(folder)
+        for place in _places(code.co_filename)
+        for name in folder_paths.get_folder_paths("custom_nodes")
+        for folder in _places(name)
     )
 
 
-def _pack_folders() -> list[Path]:
-    return [Path(folder).resolve() for folder in folder_paths.get_folder_paths("custom_nodes")]
+def _places(path: str) -> tuple[Path, Path]:
+    """Where it is said to be, and where it is."""
+    return Path(path).absolute(), Path(path).resolve()
 
 
 def _same_file(a: str, b: str) -> bool:

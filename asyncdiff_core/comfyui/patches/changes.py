@@ -94,6 +94,10 @@ class Watch:
             module = self._modules[place]
             self._kinds[place], self._attributes[place] = type(module), _snapshot(module)
 
+    def expect(self, name: str, child: torch.nn.Module) -> None:
+        """Take `child` to be right as the module `name` of the model itself."""
+        self._attributes[self._places[""]]["_modules"][name] = child
+
     def renew_weights(self) -> None:
         """Take the weights of all modules to be right as they are now."""
         for module, attributes in zip(self._modules, self._attributes, strict=True):
@@ -172,13 +176,18 @@ def differences(
     return [name for name in (*found, *others) if name not in patched]
 
 
+def is_note_of_comfyui(name: str) -> bool:
+    """Whether ComfyUI has an attribute of that name on a module that it has loaded."""
+    return "comfy" in name or name.endswith("_function") or name == "seed_key"
+
+
 def _is_comfyuis(change: Change) -> bool:
     """Whether it is by ComfyUI, which notes how it has loaded a module, or by the model's class."""
     module, path, before, now = change
     name = path.rpartition(".")[2]
     if name in module._modules or name in _HOOKS:
         return False
-    if "comfy" in name or name.startswith("_") or name.endswith("_function") or name == "seed_key":
+    if name.startswith("_") or is_note_of_comfyui(name):
         return True
     if name in _INTERNALS or name in module._buffers:
         return True

@@ -19,7 +19,9 @@ import comfy.model_patcher
 import torch
 
 from ...errors import LoaderError, UnsupportedPatchError
+from ..model.replaced import is_of_a_pack
 from ..model.weights_file import WeightsFile
+from .changes import is_note_of_comfyui
 
 # ComfyUI's classes, by name, of which that is known. Others are refused by name.
 KNOWN = frozenset(
@@ -37,7 +39,8 @@ def brings_unknown_model(patch: Any) -> bool:
     """Whether a patch has a model of its own and is none of `KNOWN`."""
     models = getattr(patch, "models", None)
     has_models = callable(models) and not isinstance(patch, type) and bool(models())
-    return has_models and type(patch).__name__ not in KNOWN
+    is_known = type(patch).__name__ in KNOWN and not is_of_a_pack(type(patch).__call__)
+    return has_models and not is_known
 
 
 def is_patcher(value: Any) -> bool:
@@ -74,11 +77,12 @@ def attributes_of(module: torch.nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if not ("comfy" in name or name.endswith("_function") or name in _LOADED)
+        if not (is_note_of_comfyui(name) or name in _LOADED)
     }
 
 
-_LOADED = frozenset(("_v", "_v_signature", "_pins", "_pin", "_pin_state", "seed_key"))
+# Where ComfyUI has the weights of a module on a device.
+_LOADED = frozenset(("_v", "_v_signature", "_pins", "_pin", "_pin_state"))
 
 
 def made_again(kind: type[torch.nn.Module], attributes: dict[str, Any]) -> torch.nn.Module:
@@ -163,14 +167,16 @@ class _Enough(Exception):  # noqa: N818 - a control flow signal, not an error
 
 
 class _Stopping:
-    """The model of a patch, until the patch computes with it."""
+    """The model of a patch, until the patch wants more of it than to encode a picture."""
+
+    ENCODES = ("additional_in_dim", "process_input_latent_image")
 
     def __init__(self, model: Any) -> None:
         self.model = self
         self._model = model
 
     def __getattr__(self, name: str) -> Any:
-        if name == "control_block":
+        if name not in self.ENCODES:
             raise _Enough
         return getattr(self._model, name)
 

@@ -8,7 +8,7 @@ lasts.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ...errors import UnsupportedPatchError, few
 from ..model.layouts import MODEL_PREFIX
 from ..model.loading import Loader
 from ..model.skeleton import build_skeleton
+from ..patches.changes import Watch
 
 
 class LentParts:
@@ -25,13 +26,11 @@ class LentParts:
     Args:
         skeleton: the diffusion model whose weights are in workers.
         loader: the call that loads it.
-        changed: called when the skeleton's own list of modules was changed.
+        watch: of the skeleton; everything else that changes on it is somebody else's doing.
     """
 
-    def __init__(
-        self, skeleton: torch.nn.Module, loader: Loader, changed: Callable[[], None]
-    ) -> None:
-        self._skeleton, self._loader, self._changed = skeleton, loader, changed
+    def __init__(self, skeleton: torch.nn.Module, loader: Loader, watch: Watch) -> None:
+        self._skeleton, self._loader, self._watch = skeleton, loader, watch
         self._own: dict[str, torch.nn.Module] = {}  # what stood in the place of what is lent
         self._lent: dict[str, torch.nn.Module] = {}
         self._patches: uuid.UUID | None = None  # those in force on what is lent
@@ -55,17 +54,18 @@ class LentParts:
             self._patches = patcher.patches_uuid
         for name, part in self._lent.items():
             self._own[name] = self._skeleton._modules[name]  # type: ignore[assignment]
-            self._skeleton._modules[name] = part.to(patcher.load_device)
-        self._changed()
+            self._put(name, part.to(patcher.load_device))
 
     def take_back(self) -> None:
         """The run is over. Does nothing if nothing is lent."""
-        if self._own:
-            self._skeleton._modules.update(self._own)
-            self._own.clear()
-            for part in self._lent.values():
-                part.to("cpu")
-            self._changed()
+        for name, module in self._own.items():
+            self._put(name, module)
+            self._lent[name].to("cpu")
+        self._own.clear()
+
+    def _put(self, name: str, module: torch.nn.Module) -> None:
+        self._skeleton._modules[name] = module
+        self._watch.expect(name, module)
 
 
 def _prefixes(parts: Collection[str]) -> tuple[str, ...]:

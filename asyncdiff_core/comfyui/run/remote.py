@@ -115,8 +115,8 @@ class RemoteModel:
             return remote.evaluate(call)
 
         make_remote(model, evaluate)
-        self._watch = watch = Watch(model, apart_from=host_parts_of(model))
-        self.lent_parts = LentParts(model, loader, lambda: watch.renew([""]))
+        self._watch = Watch(model, apart_from=host_parts_of(model))
+        self.lent_parts = LentParts(model, loader, self._watch)
         self._origin: Callable[[], Any] = lambda: None  # the stock BaseModel, if it is still there
         self.replaced = ReplacedFunctions(model)
         self.view = WorkerView()

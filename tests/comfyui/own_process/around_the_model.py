@@ -207,7 +207,12 @@ def changed_models() -> dict[str, bool]:
     def evaluated(model: Any) -> None:
         model(torch.zeros(1, 2))
 
-    held = {}
+    base = Base()
+    watch = Watch(base)
+    lent = base.diffusion_model = Model()
+    base.other = 1
+    watch.expect("diffusion_model", lent)
+    held = {"beside an expected change another one is seen": watch.changes() == ["other"]}
     for change in (method, kind, attribute, exchanged, dropped, hook, evaluated):
         is_seen = change is not evaluated  # what a model notes while it computes is no pack's
         skeleton = Base()
