@@ -44,6 +44,8 @@ def files(lab: ComfyServer) -> Path:
     save_file({"conv_in.weight": torch.zeros(1), **modules}, folders[0] / "pia.safetensors")
     save_file(lora, folders[1] / "pan.safetensors")
     save_file({"a": torch.zeros(1)}, folders[1] / "other.safetensors")
+    more = next(key for key in lora if "to_q" in key).replace("to_q", "ff.net.2")
+    save_file({more: torch.zeros(2, 2), **lora}, folders[1] / "more.safetensors")
     return lab.models
 
 
@@ -95,6 +97,10 @@ def test_a_checkpoint_of_a_training(lab: ComfyServer, files: Path) -> None:
     [
         (lambda: moving("pia.safetensors"), "is a model of PIA"),
         (lambda: moving("motion.safetensors", ("other.safetensors", 1.0)), "is no motion LoRA"),
+        (
+            lambda: moving("motion.safetensors", ("more.safetensors", 1.0)),
+            "no part of a motion LoRA",
+        ),
         (
             lambda: {
                 **moving("motion.safetensors", (PAN, 1.0)),

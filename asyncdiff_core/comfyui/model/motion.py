@@ -231,8 +231,12 @@ def lora_patches(base_model: Any, path: str) -> dict[str, Any]:
     targets: dict[str, str] = {}
     for key, tensor in comfy.utils.load_torch_file(path, safe_load=True).items():
         match = _LORA_KEY.fullmatch(key)
+        if match is None and "temporal" in key:
+            raise InputError(
+                f"{path} has {key!r}, which is no part of a motion LoRA for attention."
+            )
         if match is None:
-            continue
+            continue  # of the layers for pictures
         part, number, attention, layer, end = match.groups()
         place = f"{part}.{number}"
         if place.startswith("mid_block") and place not in modules:

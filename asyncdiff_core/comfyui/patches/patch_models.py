@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
+from torch.utils import _pytree as pytree
 
 from ...errors import LoaderError, UnsupportedPatchError
 from ..model.replaced import is_of_a_pack
@@ -31,6 +32,9 @@ KNOWN = frozenset(
 # Those that compute for each block from its output alone, which of a unit of another stage is
 # nothing that matters.
 _PER_BLOCK = "DiffSynthCnetPatch"
+
+# Where ComfyUI has the weights of a module on a device.
+_LOADED = frozenset(("_v", "_v_signature", "_pins", "_pin", "_pin_state"))
 
 _files: weakref.WeakKeyDictionary[torch.nn.Module, WeightsFile] = weakref.WeakKeyDictionary()
 
@@ -79,10 +83,6 @@ def attributes_of(module: torch.nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if not (is_note_of_comfyui(name) or name in _LOADED)
     }
-
-
-# Where ComfyUI has the weights of a module on a device.
-_LOADED = frozenset(("_v", "_v_signature", "_pins", "_pin", "_pin_state"))
 
 
 def made_again(kind: type[torch.nn.Module], attributes: dict[str, Any]) -> torch.nn.Module:
@@ -181,10 +181,10 @@ class _Stopping:
         return getattr(self._model, name)
 
 
-def fit(patches: Mapping[str, Any], x: torch.Tensor) -> None:
+def fit(patches: dict[str, Any], x: torch.Tensor) -> None:
     """Have patches encode their pictures in the size of the latent `x`, as they do when the model
     computes, here where the VAE is."""
-    for patch in _leaves(patches):
+    for patch in pytree.tree_leaves(patches):
         if type(patch).__name__ == _PER_BLOCK:
             patcher = patch.model_patch
             patch.model_patch = _Stopping(patcher.model)
@@ -198,17 +198,6 @@ def fit(patches: Mapping[str, Any], x: torch.Tensor) -> None:
             render = patch.prepared_render
             if render is None or render.shape[2:] != x.shape[2:]:
                 patch.prepared_render = patch.encode_render_video(x.shape[2:])
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from _leaves(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _leaves(value)
-    else:
-        yield tree
 
 
 def with_no_useless_work(code: dict[str, Any], is_scratch: Callable[[Any], bool]) -> None:
