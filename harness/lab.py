@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,25 @@ def last_report(server: ComfyServer) -> dict[str, Any]:
     """What the last sampling run did."""
     report: dict[str, Any] = server.get("/asyncdiff/report")["runs"][-1]
     return report
+
+
+def free(server: ComfyServer, seconds: float = 60.0) -> None:
+    """Have ComfyUI free its memory, and wait until workers hold no weights any more.
+
+    ComfyUI is asked more than once: what it is asked in the moment in which it begins to wait for
+    a prompt, it hears of with the next prompt only.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        server.post("/free", {"unload_models": True, "free_memory": True})
+        again = time.monotonic() + 1
+        while time.monotonic() < again:
+            groups = server.get("/asyncdiff/status")["groups"]
+            if all(group["state"] == "parked" for group in groups):
+                return
+            time.sleep(0.05)
+        if again > deadline:
+            raise TimeoutError(f"workers still hold weights {seconds:.0f} s after /free")
 
 
 def write_unsupported(models: Path) -> str:

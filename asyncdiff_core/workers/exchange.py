@@ -10,10 +10,11 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import (
+    WorkerDiedError,
     WorkerError,
     WorkerFailedError,
     WorkerLinkError,
@@ -107,7 +108,10 @@ class Exchange:
                 for process, request in requests:
                     process.asked(now)
                     frame, loan = frames[id(request)]
-                    process.send_frame(frame, self._timeout, loan)
+                    try:
+                        process.send_frame(frame, self._timeout, loan)
+                    except WorkerDiedError as error:
+                        raise self._last_words(process) or error from None
         return ticket
 
     def collect(
@@ -181,15 +185,25 @@ class Exchange:
             process: WorkerProcess = key.data
             answer, ticket = process.receive(self._timeout)
             if isinstance(answer, Failed):
-                raise self._culprit(process.failed(answer.text, _ERRORS[answer.kind]))
+                raise self._failure(process, answer)
             if ticket in self._awaited and not isinstance(answer, Beat):
                 self._answers[process, ticket] = answer
                 self._awaited[ticket] -= 1
                 if not self._awaited[ticket]:
                     del self._awaited[ticket]
 
-    def _culprit(self, error: WorkerError) -> WorkerError:
-        """`error`, or where it is of a link, that of the process whose end broke it."""
+    def _last_words(self, process: WorkerProcess) -> WorkerError | None:
+        """The failure that a worker which is gone told before its end, if it told one."""
+        with suppress(WorkerDiedError):
+            while True:
+                answer, _ = process.receive(self._timeout)
+                if isinstance(answer, Failed):
+                    return self._failure(process, answer)
+        return None
+
+    def _failure(self, process: WorkerProcess, answer: Failed) -> WorkerError:
+        """What a worker told; where a link broke, the error of the process whose end broke it."""
+        error = process.failed(answer.text, _ERRORS[answer.kind])
         deadline = time.monotonic() + CULPRIT_SECONDS
         while isinstance(error, WorkerLinkError) and time.monotonic() < deadline:
             for process in self.processes:

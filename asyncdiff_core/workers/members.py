@@ -142,7 +142,8 @@ class Members(Sequence[Member]):
         """Start all workers at once, without waiting for them.
 
         Raises:
-            WorkerStartError: a process cannot be started at all.
+            WorkerOutOfMemoryError: there was too little memory for one of them.
+            WorkerStartError: a process cannot be started at all, or has ended already.
         """
         num_threads = cpu_threads_per_worker(self._plan.devices)
         requests = []
@@ -170,7 +171,8 @@ class Members(Sequence[Member]):
                 )
                 requests.append((process, request))
             note_workers(self.folder, [process.pid for process, _ in requests])
-        ticket = self.exchange.post(requests)
+        with _starting():
+            ticket = self.exchange.post(requests)
         self.exchange.abandon({ticket})  # the processes themselves know when they are ready
 
     def wait_until_ready(self) -> list[Ready]:
@@ -181,12 +183,8 @@ class Members(Sequence[Member]):
             WorkerStartError: one of them did not.
         """
         self.require_whole()
-        try:
+        with _starting():
             self.exchange.wait_until_ready(START_SECONDS)
-        except WorkerOutOfMemoryError:
-            raise
-        except WorkerError as error:
-            raise WorkerStartError(f"A worker did not start. {error}") from error
         return self.ready()
 
     def ready(self) -> list[Ready]:
@@ -310,6 +308,17 @@ class Members(Sequence[Member]):
         """The answers of `members` to the request `ticket`, see Exchange.collect."""
         processes = [member.process for member in members]
         return self.exchange.collect(ticket, processes, patience, poll)
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Tell a worker's end as that of a start, unless there was too little memory for it."""
+    try:
+        yield
+    except WorkerOutOfMemoryError:
+        raise
+    except WorkerError as error:
+        raise WorkerStartError(f"A worker did not start. {error}") from error
 
 
 def close_all(groups: Sequence[Members]) -> None:

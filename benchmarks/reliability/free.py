@@ -42,11 +42,7 @@ def measure(server: ComfyServer, watch: Watch, depth: int = DEPTH) -> dict[str, 
 
     expected = lab.latent(server, flow)
     loaded = _resident(server)
-    # ComfyUI collects garbage when a prompt has ended. What it is asked to free in that moment it
-    # hears of with the next prompt only.
-    time.sleep(2)
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    wait_until(lambda: _is_parked(server), SETTLE_SECONDS, 0.1)
+    lab.free(server, SETTLE_SECONDS)
     _settle(server)
     after = _resident(server)
     if not torch.equal(lab.latent(server, flow), expected):
@@ -67,11 +63,6 @@ def measure(server: ComfyServer, watch: Watch, depth: int = DEPTH) -> dict[str, 
         "MiB reloaded": _mib(_resident(server)),
         "problems": problems,
     }
-
-
-def _is_parked(server: ComfyServer) -> bool:
-    """Whether the server says that its workers hold no weights."""
-    return all(g["state"] == "parked" for g in server.get("/asyncdiff/status")["groups"])
 
 
 def _settle(server: ComfyServer) -> None:

@@ -12,7 +12,7 @@ from harness import checkpoints
 from harness.comfy_server import ComfyServer, PromptFailed
 from harness.features import parallelized, patched
 from harness.graphs import Workflow, node
-from harness.lab import last_report, latent, with_lora, workflow
+from harness.lab import free, last_report, latent, with_lora, workflow
 from harness.ways import alone
 
 STEPS = 3
@@ -81,13 +81,13 @@ def test_it_is_gone_with_the_model(lab: ComfyServer) -> None:
         found = Path(f"/proc/{lab.pid}/fd").iterdir()
         return sum("weights.safetensors" in str(f.readlink()) for f in found if f.is_symlink())
 
-    lab.post("/free", {"unload_models": True, "free_memory": True})
+    free(lab)
     latent(lab, workflow("sd15", steps=1))
     before = files()
     latent(lab, parallelized(made("plain")))
     assert files() == before + 1
     assert not [*Path("/dev/shm").glob("asyncdiff-*")]
-    lab.post("/free", {"unload_models": True, "free_memory": True})
+    free(lab)
     latent(lab, workflow("sd15", steps=1))
     assert files() <= before
 

@@ -67,6 +67,6 @@ def test_what_fits_nowhere_is_streamed(short: ComfyServer) -> None:
     twin = lab.asyncdiff(flow, warm_up=1)
     first = lab.latent(short, twin)
     assert torch.equal(lab.latent(short, twin), first)
-    short.post("/free", {"unload_models": True, "free_memory": False})
+    lab.free(short)
     assert torch.equal(lab.latent(short, twin), first)
     assert len(said(short, start, "MiB streamed")) == 2  # loaded twice

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,18 +281,46 @@ def test_a_builder_that_fails(own_group: Any) -> None:
     assert_broken(group, pids)
 
 
-def test_a_worker_that_cannot_import_the_engine(own_group: Any, tmp_path: Path) -> None:
-    group = own_group("chain", 2, launch=Launch(python_path=(), cwd=str(tmp_path)))
-    pids = pids_of(group)
-    with pytest.raises(WorkerStartError, match=r"did not start.*exit status 1.*log is") as caught:
-        group.wait_until_ready()
-    assert_broken(group, pids)
-    log = Path(str(caught.value).rpartition("log is ")[2].strip())
+@pytest.fixture(params=["asked while it starts", "asked when it is gone"])
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The process ids of workers that were asked; one may be gone before it is."""
+    pids: list[int] = []
+    ask = WorkerProcess.asked
+
+    def note(worker: WorkerProcess, now: float) -> None:
+        pids.append(worker.pid)
+        if request.param == "asked when it is gone":
+            assert worker.has_ended(time.monotonic() + 60)
+        ask(worker, now)
+
+    monkeypatch.setattr(WorkerProcess, "asked", note)
+    return pids
+
+
+def error_of_the_start(launch: Launch, folder: Path, asked: list[int]) -> Exception:
+    """What a group whose workers cannot start is told by, once nothing of it is left."""
+    with closing(make_group("chain", 2, folder / "groups", launch=launch)) as group:
+
+        def come_up() -> None:
+            group.start()
+            group.wait_until_ready()
+
+        with pytest.raises(WorkerError) as caught:
+            come_up()
+        assert_broken(group, asked)
+    return caught.value
+
+
+def test_a_worker_that_cannot_import_the_engine(tmp_path: Path, asked: list[int]) -> None:
+    error = error_of_the_start(Launch(python_path=(), cwd=str(tmp_path)), tmp_path, asked)
+    assert type(error) is WorkerStartError
+    assert re.search(r"did not start.*exit status 1.*log is", str(error))
+    log = Path(str(error).rpartition("log is ")[2].strip())
     assert "asyncdiff_core" in log.read_text()
 
 
 @pytest.mark.parametrize(
-    ("line", "error", "text"),
+    ("line", "kind", "text"),
     [
         (
             "import no_such_library",
@@ -305,15 +335,12 @@ def test_a_worker_that_cannot_import_the_engine(own_group: Any, tmp_path: Path) 
     ],
 )
 def test_a_worker_that_fails_to_import(
-    own_group: Any, tmp_path: Path, line: str, error: type[Exception], text: str
+    tmp_path: Path, asked: list[int], line: str, kind: type[Exception], text: str
 ) -> None:
     (tmp_path / "torch.py").write_text(line)
     launch = replace(LAUNCH, python_path=(str(tmp_path), *LAUNCH.python_path))
-    group = own_group("chain", 2, launch=launch)
-    pids = pids_of(group)
-    with pytest.raises(error, match=text + ".*log is"):
-        group.wait_until_ready()
-    assert_broken(group, pids)
+    error = error_of_the_start(launch, tmp_path, asked)
+    assert type(error) is kind and re.search(text + ".*log is", str(error))
 
 
 def test_a_worker_that_is_killed_while_it_starts(own_group: Any) -> None:
