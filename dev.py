@@ -416,7 +416,8 @@ def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list
 
     command = ["main.py", *arguments]
     place = cache_root() / "serve"
-    if not is_installed_in(environment.comfyui):
+    is_linked = not is_installed_in(environment.comfyui)
+    if is_linked:
         # A folder of custom nodes of our own: nothing is written into somebody's ComfyUI.
         nodes = place / "nodes" / clone_id()
         link_pack(REPO, nodes / PACK_FOLDER)
@@ -439,9 +440,16 @@ def run_comfyui(environment: Environment, _: argparse.Namespace, arguments: list
         command.append("--cpu")
     if "--port" not in arguments:
         command += ["--port", str(usual_port())]
-    port = command[command.index("--port") + 1]
-    say(f"ComfyUI will be at http://127.0.0.1:{port} in about ten seconds; Ctrl-C stops it")
+    address = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+    say(f"ComfyUI will be at {address} in about ten seconds; Ctrl-C stops it")
+    if is_linked:
+        say(f"The workflow of the demonstration: {opened(address, 'asyncdiff_demo', PACK_FOLDER)}")
     return hand_over(environment, command, folder=environment.comfyui)
+
+
+def opened(address: str, workflow: str, pack: str) -> str:
+    """Where ComfyUI's page opens with a workflow of a pack, which is named by its folder."""
+    return f"{address}/?template={workflow}&source={pack}"
 
 
 def clone_id() -> str:

@@ -78,7 +78,7 @@ def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files
     """What came of each feature, of the files in the stock format, of what packs do, and of what
     brings weights of its own."""
     from demo import shapes
-    from harness.brought import CASES, SPREADS
+    from harness.brought import CASES, SPREADS, async_outcome
     from harness.brought import outcome as outcome_of_case
     from harness.comfy_server import ComfyServer
     from harness.features import FEATURES, outcome, write_files
@@ -139,6 +139,7 @@ def run_on_server(comfyui: Path, only: Collection[str]) -> tuple[Features, Files
                     attempt(f"{case.name} {spread}", partial(outcome_of_case, server, case, spread))
                     for spread in SPREADS
                 ]
+                results.append(attempt(f"{case.name} async", partial(async_outcome, server, case)))
                 brought.append((case.name, *results))
     return rows, files, ways, brought
 
@@ -267,9 +268,10 @@ def page(
         "MODELs that packs make, patches that bring a model, and ControlNets that take parts of",
         "the MODEL: small ones, with full warm-up, without and with a LoRA. *exact* as above, with",
         "two and three workers by *Parallelize Model*, and with a sampler node that chooses.",
+        "*async*: with three workers and a warm-up of one evaluation, the bits of the oracle.",
         "",
-        "| what | N=2 | N=3 | sampler alone |",
-        "|---|---|---|---|",
+        "| what | N=2 | N=3 | sampler alone | async |",
+        "|---|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in brought),
     ]
     return "\n".join(lines) + "\n"

@@ -24,8 +24,8 @@ from .lab import last_report, saved
 from .processes import run
 from .ways import alone
 
-STEPS = 2
-FAMILIES = ("qwen-image", "anima", "flux-schnell", "wan-t2v", "sd3.5")
+STEPS, ASYNC_STEPS = 2, 5
+FAMILIES = ("qwen-image", "anima", "flux-schnell", "wan-t2v", "sd3.5", "z-image")
 LORA = "brought-lora.safetensors"  # for the Flux of checkpoints.py
 
 
@@ -131,6 +131,29 @@ def outcome(
     return "exact"
 
 
+def async_outcome(server: ComfyServer, case: Case) -> str:
+    """``exact``: asynchronous evaluations by three workers have the bits of the oracle.
+
+    Raises:
+        AssertionError: they have not, or nothing was asynchronous.
+    """
+    plain = workflow(server, case, lora=1.0)
+    plain["sampler"]["inputs"]["steps"] = ASYNC_STEPS
+    stock = case.change(plain)
+    [expected] = saved(server, server.run(stock))
+    flow = on_three(stock)
+    flow["schedule"]["inputs"] |= {"warm_up": 1, "prediction": "auto"}
+    [ours] = saved(server, server.run(flow))
+    assert not torch.equal(ours, expected), "nothing was asynchronous"
+    stages = json.dumps([worker["units"] for worker in last_report(server)["workers"]])
+    inputs = stock["sampler"]["inputs"]
+    judge = node("TestOracle", model=inputs["model"], stages=stages, warm_up=1)
+    judged = node("KSampler", **{**inputs, "model": ["oracle", 0]})
+    [oracle] = saved(server, server.run({**stock, "oracle": judge, "sampler": judged}))
+    assert torch.equal(ours, oracle), case.name
+    return "exact"
+
+
 # Changes ----------------------------------------------------------------------------------------
 
 
@@ -232,6 +255,23 @@ CASES = (
             with_picture(64, frames=5),
             {"render_video": ["picture", 0], **VAE, **RANGE, "strength": 0.9},
         ),
+    ),
+    *(
+        Case(
+            name,
+            "z-image",
+            patched(
+                kind,
+                "ZImageFunControlnet",
+                with_picture(128, dims=2),
+                {**IMAGE, **VAE, "strength": 0.9},
+            ),
+        )
+        for name, kind in (
+            ("Z-Image Fun ControlNet", "z-image"),
+            ("Z-Image Fun ControlNet 2.0", "z-image 2"),
+            ("Z-Image Fun ControlNet 2.1", "z-image 2.1"),
+        )
     ),
     Case("ControlNet of SD 3.5, text embedder", "sd3.5", controlled("sd3.5, text", 2)),
     Case("ControlNet of SD 3.5, picture embedder", "sd3.5", controlled("sd3.5, picture", 2)),

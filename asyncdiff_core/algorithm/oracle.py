@@ -162,7 +162,11 @@ class _Others(Neighbours):
 
 
 def _copy_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """New containers and tensors: models write into both."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    leaves = [copy_output(leaf) if hasattr(leaf, "clone") else copy.copy(leaf) for leaf in leaves]
-    return pytree.tree_unflatten(leaves, spec)
+    """New containers and tensors: models write into both. A patch may be known by its identity."""
+
+    def copied(leaf: Any) -> Any:
+        if hasattr(leaf, "clone"):
+            return copy_output(leaf)
+        return leaf if callable(leaf) else copy.copy(leaf)
+
+    return pytree.tree_map(copied, (args, kwargs))

@@ -16,7 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
@@ -63,6 +63,19 @@ class Neighbours:
         """
 
 
+class Beside(Protocol):
+    """What flows from unit to unit beside their outputs: in objects that patches hold."""
+
+    def leave(self, unit: int, args: tuple[Any, ...]) -> Any:
+        """What there is when `unit`, which got `args`, has computed: tensors and plain values.
+
+        Its structure depends on the unit alone.
+        """
+
+    def enter(self, unit: int, left: Any) -> None:
+        """Another stage has computed `unit`, and `left` is what there was."""
+
+
 @dataclass
 class _Run:
     own: frozenset[int]
@@ -83,6 +96,7 @@ class StagedModel:
 
     Attributes:
         forwards: what each unit computes with; another one may take its place between evaluations.
+        beside: what crosses with the outputs of units, if something does.
     """
 
     def __init__(self, model: torch.nn.Module, trunk: Trunk, entry: str = "forward") -> None:
@@ -92,6 +106,7 @@ class StagedModel:
         self._run: _Run | None = None
         self._instead: tuple[Any, bool] | None = None
         self._scratch: dict[tuple[TensorMeta, torch.device, bool], torch.Tensor] = {}
+        self.beside: Beside | None = None
         self.poisons_scratch = False  # scratch tensors are not numbers, to show where they reach
         self._device = torch.device("cpu")
         self.forwards: list[Callable[..., Any]] = [unit.module.forward for unit in trunk.units]
@@ -187,18 +202,27 @@ class StagedModel:
                 neighbours.turn()
             if index not in run.own:
                 if index in neighbours.consumed:
-                    return neighbours.take(index)
-                return neighbours.metas[index].build(self._scratch_tensor)
+                    return self._entered(index, neighbours.take(index))
+                scratch = neighbours.metas[index].build(self._scratch_tensor)
+                return scratch if self.beside is None else scratch[0]
             forward = self.forwards[index]
             output = self._instead[0] if self._instead else forward(*args, **kwargs)
             if run.is_checked:
                 _require_numbers(output, self.trunk.units[index].name, _is_number)
-            neighbours.give(index, output)
+            beside = self.beside
+            neighbours.give(index, (output, beside.leave(index, args)) if beside else output)
             if run.next_unit == run.stop and run.stop < len(self.trunk.units):
                 raise StageDone
             return output
 
         return unit_forward
+
+    def _entered(self, index: int, taken: Any) -> Any:
+        if self.beside is None:
+            return taken
+        output, left = taken
+        self.beside.enter(index, left)
+        return output
 
     def _scratch_tensor(self, meta: TensorMeta) -> torch.Tensor:
         # Zeros once, then reused: glue code between units may write in place, and arithmetic on

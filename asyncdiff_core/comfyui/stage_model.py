@@ -24,6 +24,7 @@ from ..errors import LayoutError, NumbersError, UnsupportedPatchError, few  # no
 from ..planning.chain_check import require_chain  # noqa: E402
 from ..planning.costs import measure_costs  # noqa: E402
 from .model import plain_objects  # noqa: E402, F401  (has them cross)
+from .model.kept_tokens import keep_no_tokens  # noqa: E402
 from .model.layouts import (  # noqa: E402
     MODEL_PREFIX,
     entry_of,
@@ -57,6 +58,7 @@ from .patches.code_patches import (  # noqa: E402
 )
 from .patches.compilation import Compilation  # noqa: E402
 from .patches.flags import with_flags  # noqa: E402
+from .patches.flowing import Flow, flow_of  # noqa: E402
 from .patches.object_patches import PatchedObjects  # noqa: E402
 from .patches.patch_models import with_no_useless_work  # noqa: E402
 from .patches.weight_hooks import HOOK, StageHooks  # noqa: E402
@@ -85,6 +87,7 @@ class ComfyStageModel:
         self._device = device
         self._patcher: Any = None
         self._kept: dict[str, dict[str, Any]] = {}
+        self._flows: dict[str | None, Flow | None] = {}  # of what was kept
         self._hooks = StageHooks()
         self._contents: dict[str, bytes] = {}  # what was kept, as bytes
         # Of what was kept, object patches and functions.
@@ -117,6 +120,7 @@ class ComfyStageModel:
         with deferred_weights(load, self._configure):
             model = self._loader.without_paging().model.diffusion_model
         as_unquantised(model)
+        keep_no_tokens(model)
         trunk = Trunk.of(model, layout_of(model))
         entry = entry_of(model)
         with _attention_on_meta():
@@ -175,6 +179,7 @@ class ComfyStageModel:
         streaming.patch(patcher)
         self._streaming = streaming
         self._patcher, self._stage, self._not_zero = patcher, stage, not_zero
+        keep_no_tokens(model)
         self._put_code_patches_in(model)
         self.staged = StagedModel(model, trunk, entry_of(model))
         self._patched = PatchedObjects(patcher.model, self.staged, stage)
@@ -248,12 +253,14 @@ class ComfyStageModel:
             self._replacements[key] = code.pop(OBJECTS, {}), code.pop(FUNCTIONS, {})
             with_every_unit_called(code, lambda: self.staged)
             with_no_useless_work(code, lambda tensor: self.staged.is_scratch(tensor))
+            self._flows[key] = flow_of(code, lambda: self.staged)
             self._kept[key] = code
             self._contents[key] = payload[0]
 
     def forget_kept(self) -> None:
         """Drop what was kept."""
         self._kept.clear()
+        self._flows.clear()
         self._contents.clear()
         self._replacements.clear()
         if self._patched is not None:
@@ -269,7 +276,9 @@ class ComfyStageModel:
 
         def with_kept(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = with_flags((args, kwargs))
-            replacements = self._replacements.get(key_of((args, kwargs)), ({}, {}))
+            key = key_of((args, kwargs))
+            replacements = self._replacements.get(key, ({}, {}))
+            self.staged.beside = self._flows.get(key)
             objects, functions = replacements
             assert self._patched is not None
             self._patched.put_in_force(*replacements)

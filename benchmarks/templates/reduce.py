@@ -44,7 +44,7 @@ WITH_MODEL = {
     *("AnimaLLLiteApply", "WanInfiniteTalkToVideo"),
 }
 # Small models of such patches, by the family of the model: harness/adapter_pack/patch_models.py.
-PATCH_MODELS = {"anima": "lllite", "qwen-image": "qwen"}
+PATCH_MODELS = {"anima": "lllite", "qwen-image": "qwen", "z-image": "z-image 2.1"}
 # Nodes that look into an autoencoder.
 LEFT_OUT = {"TripoSplatSamplingPreview"}
 # Prompts that come with a picture: their text encoders add it to the conditioning.

@@ -15,6 +15,7 @@ from . import loaders, server_loaders, stand_ins, ways
 from .attention import ImageAttention
 from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
+from .oracle import TestOracle
 from .patch_models import TestControlNet, TestPatchModel
 from .tiny import TestDescribedModel
 
@@ -154,6 +155,6 @@ NODE_CLASS_MAPPINGS = {
         *(TestImageAdapter, TestModelPatch, TestTorchCompile, TestGGUFModel),
         *(TestConditioning, TestLatent, TestSaveLatent),
         *(TestWay, TestUndo, TestPackLoader, TestTensorLoader),
-        *(TestDescribedModel, TestPatchModel, TestControlNet, *stand_ins.NODES),
+        *(TestDescribedModel, TestPatchModel, TestControlNet, TestOracle, *stand_ins.NODES),
     )
 }

@@ -12,6 +12,7 @@ from typing import Any
 import comfy.cldm.dit_embedder
 import comfy.controlnet
 import comfy.ldm.anima.lllite
+import comfy.ldm.lumina.controlnet
 import comfy.ldm.qwen_image.controlnet
 import comfy.ldm.wan.uni3c
 import comfy.model_management
@@ -68,8 +69,21 @@ def lllite() -> torch.nn.Module:
     return comfy.ldm.anima.lllite.AnimaLLLite(state, {}, **FLOAT)
 
 
+def z_image(**more: Any) -> torch.nn.Module:
+    """With so many layers every second one of the model has one of its own."""
+    sizes = {"dim": 256, "n_heads": 4, "n_kv_heads": 4, "multiple_of": 16, "n_control_layers": 15}
+    kind = comfy.ldm.lumina.controlnet.ZImage_Control
+    return kind(**{**sizes, "ffn_dim_multiplier": 1.0, **more}, **FLOAT)
+
+
+# As the files of versions 2 and 2.1 have them.
+REFINED = {"refiner_control": True, "additional_in_dim": 17}
 KINDS: dict[str, Callable[[], torch.nn.Module]] = {
-    **{"qwen": qwen, "style": style, "uni3c": uni3c, "lllite": lllite}
+    **{"qwen": qwen, "style": style, "uni3c": uni3c, "lllite": lllite},
+    "z-image": z_image,
+    "z-image, every layer": lambda: z_image(n_control_layers=30),
+    "z-image 2": lambda: z_image(**REFINED, broken=True),
+    "z-image 2.1": lambda: z_image(**REFINED),
 }
 
 

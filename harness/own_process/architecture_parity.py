@@ -36,6 +36,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
     from asyncdiff_core.algorithm.stages import Stage
     from asyncdiff_core.algorithm.trunk import Trunk, guess_layout
     from asyncdiff_core.comfyui.model.calls import ModelCall, scatter
+    from asyncdiff_core.comfyui.model.kept_tokens import keep_no_tokens
     from asyncdiff_core.comfyui.model.layouts import (
         entry_of,
         latents_are_apart,
@@ -67,6 +68,7 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             args, kwargs = _copy_inputs(args, kwargs)
             plain.append(getattr(model, entry)(*args, **kwargs))
         trunk = Trunk.of(model, layout_of(model))
+        keep_no_tokens(model)
         staged = StagedModel(model, trunk, entry)
         num_units = len(trunk.units)
 

@@ -273,6 +273,16 @@ MINIMAX = {
     **{"num_attention_heads": 2, "text_dim": 16, "time_embed_hidden_size": 64},
     "time_embed_dim": 32,
 }
+HIDREAM_O1 = {
+    "text_config_overrides": {
+        **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2},
+    },
+    "vision_config_overrides": {
+        **{"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "depth": 2},
+        "deepstack_visual_indexes": [0, 1],
+    },
+}
 PIXEL_DIT = {
     "num_groups": 2,
     "hidden_size": 32,
@@ -337,6 +347,20 @@ def minimax(draw: Draw) -> Inputs:
         "context": text(draw, 1, MINIMAX["hidden_size"]),
         "minimax_payload": payload,
     }
+
+
+def hidream_o1(draw: Draw, *, picture: bool = True) -> Inputs:
+    """As the model's own conditioning code makes them, of one prompt for two latents."""
+    from comfy.ldm.hidream_o1.conditioning import build_extra_conds
+
+    x = draw(2, 3, 64, 96)
+    pictures = [draw.tokens(256, 1, 40, 56, 3) / 255] if picture else None
+    tokens = torch.tensor([[151644, 872, 198, 64, 65, 66, 151645]])
+    conds = build_extra_conds(tokens, x, ref_images=pictures)
+    for name, value in conds.items():
+        if isinstance(value, torch.Tensor):
+            conds[name] = value.expand(2, *value.shape[1:]).contiguous()
+    return {"x": x, **conds}
 
 
 def hunyuan_video(draw: Draw, **more: Any) -> Inputs:
@@ -761,6 +785,20 @@ ARCHITECTURES = (
             "a_timestep": torch.full((1,), 0.7),
             "attention_mask": None,
         },
+    ),
+    Architecture(
+        "HiDream O1",
+        "hidream_o1.model:HiDreamO1Transformer",
+        HIDREAM_O1,
+        lambda draw: hidream_o1(draw, picture=False),
+        timestep=700.0,
+    ),
+    Architecture(
+        "HiDream O1: edit",
+        "hidream_o1.model:HiDreamO1Transformer",
+        HIDREAM_O1,
+        hidream_o1,
+        timestep=700.0,
     ),
     Architecture("MiniMax H3", "minimax.model:MiniMaxH3Model", MINIMAX, minimax, timestep=700.0),
     Architecture(

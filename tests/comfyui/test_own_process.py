@@ -30,7 +30,7 @@ def test_training_is_resumable_and_seeded(comfyui_path: Path, tmp_path: Path) ->
 def test_workers_on_a_few_architectures(comfyui_path: Path) -> None:
     """What the links of each kind of layout carry, between real workers; LoRA hooks."""
     held = run(FOLDER / "group_parity.py", comfyui_path, REPO_ROOT, timeout=580)
-    assert len(held) == 6 * 5 + 1 + 4
+    assert len(held) == 7 * 5 + 1 + 4
     assert [name for name, value in held.items() if not value] == []
 
 
@@ -38,6 +38,13 @@ def test_what_is_around_diffusion_models(comfyui_path: Path) -> None:
     """Real parts around skeletons, weights that tell only their looks, changes that are seen."""
     held = run(FOLDER / "around_the_model.py", comfyui_path, REPO_ROOT, timeout=280)
     assert sum(name.startswith("around ") for name in held) > 60
+    assert [name for name, value in held.items() if not value] == []
+
+
+def test_what_a_patch_keeps_from_block_to_block(comfyui_path: Path) -> None:
+    """Z-Image's Fun ControlNets, cut at every place."""
+    held = run(FOLDER / "flowing.py", comfyui_path, REPO_ROOT, timeout=280)
+    assert len(held) == 5 * (1 + 2 * 7)
     assert [name for name, value in held.items() if not value] == []
 
 

@@ -35,6 +35,7 @@ SAMPLE = {
     "audio_ace_step_1_5_split": (PARALLEL, PARALLEL),
     "image_qwen_image_controlnet_patch": (PARALLEL, PARALLEL),  # a patch with a model of its own
     "image_flux2_klein_9b_kv_image_edit": (PARALLEL, PARALLEL),  # a cache that shortens inputs
+    "image_hidream_o1": (PARALLEL, PARALLEL),  # it keeps tokens, but not in workers
     "video_causal_forcing_i2v": (REFUSED, LOCAL),
 }
 

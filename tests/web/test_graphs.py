@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+import dev
+from harness.comfy_server import PACK_FOLDER
 from harness.graphs import node
 
 from .browser import PANEL, Canvas
@@ -62,6 +64,16 @@ def test_every_workflow_opens(page: Canvas, is_vue: bool) -> None:
             if saved_node["type"].startswith("AsyncDiff"):
                 found = {str(one["id"]): one["saved"] for one in page.nodes(saved_node["type"])}
                 assert found[str(saved_node["id"])] == saved_node["widgets_values"], stem
+    assert not page.errors
+
+
+def test_the_address_that_dev_py_serve_prints_opens_the_demonstration(page: Canvas) -> None:
+    page.page.goto(dev.opened(page.server.url, "asyncdiff_demo", PACK_FOLDER))
+    page.page.wait_for_function(
+        "() => window.app?.graph?._nodes.some((node) => node.type.startsWith('AsyncDiff'))"
+    )
+    types = page.page.evaluate("() => app.graph._nodes.map((node) => node.type)")
+    assert sorted(types) == sorted(one["type"] for one in saved("asyncdiff_demo")["nodes"])
     assert not page.errors
 
 

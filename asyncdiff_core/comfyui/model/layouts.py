@@ -76,6 +76,8 @@ LAYOUTS = {
     "HiDreamImageTransformer2DModel": TrunkLayout(
         blocks=("double_stream_blocks", "single_stream_blocks")
     ),
+    # See kept_tokens.py.
+    "HiDreamO1Transformer": TrunkLayout(blocks=("language_model.layers",)),
     # Lumina 2, Z-Image
     "NextDiT": _REFINED,
     "NextDiTPixelSpace": _REFINED,
@@ -151,7 +153,6 @@ _NO_DIFFUSION = "it is no diffusion model"
 REFUSED = {
     "StageB": "it runs its blocks several times in one evaluation",
     "CausalWanModel": "its sampler runs parts of it, and keeps what its blocks made, by itself",
-    "HiDreamO1Transformer": "it keeps what its blocks made for the next evaluation",
     "RTv4": _NO_DIFFUSION,
     "SAM3Model": _NO_DIFFUSION,
     "DepthAnything3Net": _NO_DIFFUSION,

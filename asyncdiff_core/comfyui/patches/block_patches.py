@@ -62,7 +62,8 @@ def _output_for(
         names = {id(part): name for name, part in original(args).items()}
     if id(sample) in names:
         return outcome[names[id(sample)]]
-    return tuple(outcome[names[id(part)]] for part in sample.parts)
+    # What the glue code does not use is in no outcome.
+    return tuple(outcome[names[id(p)]] if id(p) in names else None for p in sample.parts)
 
 
 class _Sample:

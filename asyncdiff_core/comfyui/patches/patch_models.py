@@ -3,8 +3,8 @@
 ControlNets that are model patches and style projectors bring one. Its weights are handed over by a
 file (weights_file.py); the patch crosses as any other, and in a worker its model takes to the
 device what is called there. These patches compute in the model's own code between its units, which
-every stage runs, or inside units, and keep nothing from one unit for another: so they give in each
-stage what they give in the whole model.
+every stage runs, or inside units. What one of them keeps from one unit for another crosses to the
+next stage (flowing.py): so they give in each stage what they give in the whole model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import comfy.ldm.common_dit
 import comfy.model_management
 import comfy.model_patcher
 import torch
@@ -23,10 +24,14 @@ from ...errors import LoaderError, UnsupportedPatchError
 from ..model.replaced import is_of_a_pack
 from ..model.weights_file import WeightsFile
 from .changes import is_note_of_comfyui
+from .flowing import FLOWING
 
 # ComfyUI's classes, by name, of which that is known. Others are refused by name.
 KNOWN = frozenset(
-    ("AnimaLLLitePatch", "DiffSynthCnetPatch", "UsoStyleProjectorPatch", "WanUni3CCnetPatch")
+    (
+        *("AnimaLLLitePatch", "DiffSynthCnetPatch", "UsoStyleProjectorPatch", "WanUni3CCnetPatch"),
+        FLOWING,
+    )
 )
 
 # Those that compute for each block from its output alone, which of a unit of another stage is
@@ -122,16 +127,26 @@ class SentPatcher:
             if module is model:
                 _take_to(device, module)
             elif module._parameters or module._buffers:
-                module.register_forward_pre_hook(functools.partial(_take_to, device))
+                _take_when_called(device, module)
 
 
-def _take_to(device: torch.device, module: torch.nn.Module, args: Any = None) -> None:
+def _take_when_called(device: torch.device, module: torch.nn.Module) -> None:
+    def take(module: torch.nn.Module, args: Any) -> None:
+        _take_to(device, module)
+        hook.remove()
+
+    hook = module.register_forward_pre_hook(take)
+
+
+def _take_to(device: torch.device, module: torch.nn.Module) -> None:
+    # Also where it is the CPU: in a file a tensor starts anywhere, and some kernels give other bits
+    # for other alignments.
     for name, parameter in module._parameters.items():
-        if parameter is not None and parameter.device != device:
-            module._parameters[name] = torch.nn.Parameter(parameter.to(device), False)
+        if parameter is not None:
+            module._parameters[name] = torch.nn.Parameter(parameter.to(device, copy=True), False)
     for name, buffer in module._buffers.items():
         if buffer is not None:
-            module._buffers[name] = buffer.to(device)
+            module._buffers[name] = buffer.to(device, copy=True)
 
 
 class SentAutoencoder:
@@ -184,12 +199,13 @@ class _Stopping:
 def fit(patches: dict[str, Any], x: torch.Tensor) -> None:
     """Have patches encode their pictures in the size of the latent `x`, as they do when the model
     computes, here where the VAE is."""
+    padded = comfy.ldm.common_dit.pad_to_patch_size(x, (2, 2)) if x.ndim == 4 else x
     for patch in pytree.tree_leaves(patches):
-        if type(patch).__name__ == _PER_BLOCK:
+        if type(patch).__name__ in (_PER_BLOCK, FLOWING):
             patcher = patch.model_patch
             patch.model_patch = _Stopping(patcher.model)
             try:
-                patch({"x": x, "img": x, "block_index": 0})
+                patch({"x": padded, "img": x, "txt": None, "block_index": 0})
             except _Enough:
                 pass
             finally:

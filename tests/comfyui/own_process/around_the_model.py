@@ -259,6 +259,14 @@ def models_of_patches() -> dict[str, bool]:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     SentPatcher(model, device)
     model[0](torch.ones(1, 2, device=device))
+    in_a_file = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    somewhere = torch.zeros(17)[1:5].view(2, 2)
+    in_a_file[0].weight = torch.nn.Parameter(somewhere, False)
+    SentPatcher(in_a_file, torch.device("cpu"))
+    weights = []
+    for _ in range(2):
+        in_a_file[0](torch.ones(1, 2))
+        weights.append(in_a_file[0].weight)
     scratch, calls = torch.zeros(1), []
 
     class DiffSynthCnetPatch:
@@ -277,6 +285,9 @@ def models_of_patches() -> dict[str, bool]:
     return {
         "a module that is called has its weights on the device": model[0].weight.is_meta,
         "another one has them where they were": not model[1].weight.is_meta,
+        "the CPU's have the alignment of ComfyUI's": not weights[0].data_ptr() % 64
+        and bool(somewhere.data_ptr() % 64),
+        "they are taken once": weights[0] is weights[1],
         "a patch is not called for what reaches nothing": [*map(id, calls)]
         == [id(own), id(scratch)],
         "and gives it on": given[0] is scratch and given[1] is own,

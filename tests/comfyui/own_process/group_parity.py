@@ -31,6 +31,7 @@ def main(comfyui: str, pack: str) -> None:
     from asyncdiff_core.algorithm.trunk import Trunk
     from asyncdiff_core.comfyui.distribute import parallelize, plan_for, with_schedule
     from asyncdiff_core.comfyui.model.calls import ModelCall, with_sampled
+    from asyncdiff_core.comfyui.model.kept_tokens import keep_no_tokens
     from asyncdiff_core.comfyui.model.layouts import entry_of, layout_of
     from asyncdiff_core.comfyui.model.skeleton import make_remote
     from asyncdiff_core.comfyui.patches.code_patches import split_options
@@ -59,6 +60,7 @@ def main(comfyui: str, pack: str) -> None:
         patcher = load(name)
         real = patcher.model.diffusion_model
         trunk = Trunk.of(real, layout_of(real))
+        keep_no_tokens(real)
         oracle = Oracle(StagedModel(real, trunk, entry_of(real)), stages)
         oracle.begin_run(schedule)
         patcher.add_wrapper(WrappersMP.APPLY_MODEL, with_sampled)
@@ -98,7 +100,7 @@ def main(comfyui: str, pack: str) -> None:
             stock_model = load(name)
             stock = sample(stock_model, name)
             assert torch.isfinite(stock).all(), name
-            workers = 3 if name in ("Wan VACE", "MiniMax H3") else 2
+            workers = 3 if name in ("Wan VACE", "HiDream O1", "MiniMax H3") else 2
             model = parallelize(stock_model, plan_for(",".join(["cpu"] * workers)))
             if name == REFUSED:
                 try:

@@ -9,7 +9,7 @@ import comfy.supported_models
 import torch
 from comfy.nested_tensor import NestedTensor
 
-from harness.own_process.architectures import COSMOS2, FLUX, LUMINA, MINIMAX, WAN
+from harness.own_process.architectures import COSMOS2, FLUX, HIDREAM_O1, LUMINA, MINIMAX, WAN
 
 SIXTEEN = {"in_channels": 16, "out_channels": 16}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,6 +40,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Anima",
         {**COSMOS2, **SIXTEEN, "crossattn_emb_channels": 1024, "image_model": "anima"},
     ),
+    "HiDream O1": ("HiDreamO1", {**HIDREAM_O1, "image_model": "hidream_o1"}),
     "MiniMax H3": ("MiniMaxH3", {**MINIMAX, "image_model": "minimax_h3"}),
 }
 
@@ -60,7 +61,7 @@ def load(name: str) -> Any:
     generator = torch.Generator().manual_seed(3)
     state = {}
     for key, value in model.diffusion_model.state_dict().items():
-        if value.numel() > 2**22:
+        if value.numel() > 2**24:
             state[key] = torch.zeros(value.shape)  # Anima's table of words
         elif value.ndim == 1:
             state[key] = torch.full(value.shape, 1.0 if key.endswith("weight") else 0.01)
@@ -83,6 +84,10 @@ def conditioning(name: str, seed: int) -> list[Any]:
     if name == "Anima":
         words = {"t5xxl_ids": torch.arange(5) + seed, "t5xxl_weights": torch.ones(5)}
         return [[draw(1, 7, 1024), words]]
+    if name == "HiDream O1":  # with a picture to edit; two prompts of unlike length
+        words = torch.tensor([[151644, 872, 198, *range(64, 66 + seed), 151645]])
+        pictures = [torch.rand((1, 40, 56, 3), generator=generator)]
+        return [[draw(1, 7, 64), {"text_input_ids": words, "reference_latents": pictures}]]
     if name == "MiniMax H3":
         frame = draw(1, 24, 1, 4, 6)
         more = {"minimax_keyframes": [{"resolved_frame_index": 0, "latent": frame}]}
@@ -100,6 +105,8 @@ def conditioning(name: str, seed: int) -> list[Any]:
 def empty_latent(name: str) -> Any:
     if name == "MiniMax H3":
         return NestedTensor((torch.zeros(1, 24, 2, 4, 6), torch.zeros(1, 32, 2, 8)))
+    if name == "HiDream O1":
+        return torch.zeros(1, 3, 64, 96)
     channels = 4 if name.startswith("HunyuanDiT") else 16
     frames = {"Wan VACE": (3,), "Anima": (1,)}.get(name, ())
     return torch.zeros(1, channels, *frames, 10, 12)
