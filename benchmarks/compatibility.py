@@ -179,6 +179,8 @@ def architecture_rows(
     rows: list[tuple[str, ...]] = []
     for label, row in report.items():
         if "missing" in row:
+            if "newer" in row:
+                rows.append((label, f"`{row['class']}`", *[UNTRIED] * 7))
             continue  # in this ComfyUI
         if "error" in row:
             rows.append((label, "", *[f"no: {row['error'].splitlines()[-1]}"] * 7))

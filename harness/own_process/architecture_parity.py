@@ -217,6 +217,8 @@ def main(comfyui: str, pack: str, *labels: str) -> None:
             if labels and architecture.label not in labels:
                 continue
             missing = {"class": architecture.class_name, "missing": True}
+            if architecture.is_newer:
+                missing["newer"] = True
             if not architecture.is_known():
                 report[architecture.label] = missing
                 continue

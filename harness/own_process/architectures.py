@@ -67,6 +67,7 @@ class Architecture:
     config: dict[str, Any]
     inputs: Callable[[Draw], Inputs]
     timestep: float = 0.7
+    is_newer: bool = False  # than the ComfyUI of the tests
 
     @property
     def class_name(self) -> str:
@@ -799,6 +800,35 @@ ARCHITECTURES = (
         HIDREAM_O1,
         hidream_o1,
         timestep=700.0,
+    ),
+    Architecture(
+        "Qwen-Image 2.1",
+        "qwen_image21.model:QwenImage21Transformer2DModel",
+        {
+            **{"in_channels": 4, "out_channels": 4, "num_layers": 5, "num_attention_heads": 2},
+            **{"attention_head_dim": 24, "context_in_dim": 16, "axes_dims_rope": (8, 8, 8)},
+        },
+        lambda draw: {
+            **{"x": draw(2, 4, 6, 8), "context": text(draw)},
+            **{"ref_latents": [draw(2, 4, 4, 6)], "image_slots": [3]},
+        },
+        is_newer=True,
+    ),
+    Architecture(
+        "Kandinsky 6",
+        "kandinsky6.model:Kandinsky6NativeAVDiT",
+        {
+            **{"in_visual_dim": 4, "out_visual_dim": 4, "visual_embed_dim": 36, "in_audio_dim": 6},
+            **{"in_text_dim": 16, "in_text_dim2": 8, "time_dim": 32, "time_dim_a": 32},
+            **{"model_dim": 48, "ff_dim": 64, "axes_dims": (8, 8, 8), "patch_size": (1, 2, 2)},
+            **{"model_dim_a": 32, "ff_dim_a": 48, "head_dim_a": 16},
+            **{"num_text_blocks": 1, "num_visual_blocks": 5},
+        },
+        lambda draw: {
+            **{"x": [video(draw), draw(1, 5, 6)], "context": text(draw, 1), "y": draw(1, 8)},
+        },
+        timestep=700.0,
+        is_newer=True,
     ),
     Architecture("MiniMax H3", "minimax.model:MiniMaxH3Model", MINIMAX, minimax, timestep=700.0),
     Architecture(

@@ -1,6 +1,6 @@
-"""HiDream O1 keeps what its blocks made of the prompt; in workers it does not.
+"""HiDream O1 and its like keep what their blocks made of the prompt; in workers they do not.
 
-With what it keeps, its blocks get fewer tokens in the second evaluation than in the first, so that
+With what they keep, blocks get fewer tokens in the second evaluation than in the first, so that
 nothing that a stage has stored would fit. ComfyUI's own code keeps nothing where a block is
 patched. The prompt is a few hundred of several thousand tokens, and what becomes of them depends
 neither on the latent nor on the time: each evaluation computes the same for them once more.
@@ -14,7 +14,7 @@ import torch
 
 from .layouts import entry_of, position_of
 
-_KEEPERS = {"HiDreamO1Transformer"}
+_KEEPERS = {"HiDreamO1Transformer", "QwenImage21Transformer2DModel"}
 
 # As a patch of a block that is none of them.
 _NO_BLOCK = ("asyncdiff", 0)
@@ -29,7 +29,7 @@ def keep_no_tokens(model: torch.nn.Module) -> None:
     position = position_of(model, "transformer_options")
 
     def keeps_nothing(*args: Any, **kwargs: Any) -> Any:
-        if args[0].is_meta:
+        if args[0].is_meta and "vinput_mask" in kwargs:
             # Which tokens are those of pictures follows from values; how many there are does not.
             kwargs = {**kwargs, "ref_pixel_values": None, "vinput_mask": None}
         if position < len(args):

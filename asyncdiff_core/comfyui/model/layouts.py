@@ -96,6 +96,8 @@ LAYOUTS = {
     ),
     # Qwen-Image and edit
     "QwenImageTransformer2DModel": _CONTROLLED_BLOCKS,
+    # 2.1, of a newer ComfyUI than that of the tests; see kept_tokens.py.
+    "QwenImage21Transformer2DModel": _TRANSFORMER_BLOCKS,
     "MageFlowTransformer2DModel": _CONTROLLED_BLOCKS,
     "LensTransformer2DModel": _CONTROLLED_BLOCKS,
     "LTXVModel": _TRANSFORMER_BLOCKS,
@@ -121,6 +123,8 @@ LAYOUTS = {
         blocks=("text_transformer_blocks", "visual_transformer_blocks"),
         shared=(("text_transformer_blocks", "visual_transformer_blocks"),),
     ),
+    # Kandinsky 6, of a newer ComfyUI too. The text's blocks are called part by part.
+    "Kandinsky6NativeAVDiT": TrunkLayout(blocks=("visual_blocks",)),
     "PixDiT_T2I": _PATCHES_AND_PIXELS,
     "PidNet": _PATCHES_AND_PIXELS,
     "ErnieImageModel": _LAYERS,
@@ -150,9 +154,15 @@ LAYOUTS = {
 
 # What ComfyUI loads and this pack refuses, and why.
 _NO_DIFFUSION = "it is no diffusion model"
+_BY_METHODS = "a second stream runs through its blocks, by methods of their own"
+_BY_PARTS = "parts of its blocks are called one by one"
 REFUSED = {
     "StageB": "it runs its blocks several times in one evaluation",
     "CausalWanModel": "its sampler runs parts of it, and keeps what its blocks made, by itself",
+    "SenseNovaU15": _BY_METHODS,
+    "WanAnimate2Model": _BY_METHODS,
+    "Prism": _BY_PARTS,
+    "Trellis2": "it is several models, of which each step of its workflow runs another one",
     "RTv4": _NO_DIFFUSION,
     "SAM3Model": _NO_DIFFUSION,
     "DepthAnything3Net": _NO_DIFFUSION,

@@ -7,6 +7,8 @@ call that computes to where the weights are.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any
@@ -72,6 +74,18 @@ def build_skeleton(loader: Loader, see: See = None, parts: Collection[str] = ())
     return patcher
 
 
+def without_recording() -> contextlib.AbstractContextManager[Any]:
+    """A newer ComfyUI records the allocations of a forward, to repeat them. Those of a remote call
+    are no part of that."""
+    try:
+        prefetch: Any = importlib.import_module("comfy.model_prefetch")
+    except ImportError:  # an older one
+        return contextlib.nullcontext()
+    pause: Any = getattr(prefetch, "pause_malloc_graph", contextlib.nullcontext)
+    paused: contextlib.AbstractContextManager[Any] = pause()
+    return paused
+
+
 def make_remote(diffusion_model: torch.nn.Module, evaluate: Callable[[ModelCall], Any]) -> None:
     """Replace what computes in `diffusion_model` by `evaluate`.
 
@@ -94,7 +108,8 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Callable[[ModelCall]
                 return (*args[:index], options, *args[index + 1 :]), kwargs
             return args, {**kwargs, "transformer_options": options}
 
-        return evaluate(ModelCall(args[0], options, inputs_with, sampled))
+        with without_recording():
+            return evaluate(ModelCall(args[0], options, inputs_with, sampled))
 
     model = weakref.ref(diffusion_model)
 

@@ -28,6 +28,7 @@ def main(comfyui: str, pack: str) -> None:
         **changed_models(),
         **lost_weights(),
         **models_of_patches(),
+        **newer_hosts(),
     }
     print(json.dumps(held))
 
@@ -292,6 +293,36 @@ def models_of_patches() -> dict[str, bool]:
         == [id(own), id(scratch)],
         "and gives it on": given[0] is scratch and given[1] is own,
     }
+
+
+def newer_hosts() -> dict[str, bool]:
+    """What ComfyUI has since the version of the tests."""
+    import contextlib
+
+    import comfy.model_prefetch
+    import torch
+
+    from asyncdiff_core.comfyui.model.skeleton import make_remote
+
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor, transformer_options: Any = None) -> None:
+            raise AssertionError
+
+    steps = []
+
+    @contextlib.contextmanager
+    def pause_malloc_graph() -> Iterator[None]:
+        steps.append("pause")
+        yield
+        steps.append("resume")
+
+    model = Model()
+    make_remote(model, lambda call: steps.append("call"))
+    model(torch.ones(1), transformer_options={})
+    comfy.model_prefetch.pause_malloc_graph = pause_malloc_graph
+    model(torch.ones(1), transformer_options={})
+    del comfy.model_prefetch.pause_malloc_graph
+    return {"remote calls are not recorded": steps == ["call", "pause", "call", "resume"]}
 
 
 if __name__ == "__main__":
