@@ -182,6 +182,42 @@ def with_picture(side: int, frames: int = 1, dims: int = 3) -> Workflow:
     }
 
 
+def talking(mode: str) -> Callable[[Workflow], Workflow]:
+    """A video whose persons speak."""
+
+    def change(flow: Workflow) -> Workflow:
+        voice = {"layers": 3, "width": 8, "tokens": 24}
+        inputs: dict[str, Any] = {"mode": mode, "model": ["lora", 0], "model_patch": ["patch", 0]}
+        inputs |= {"positive": ["positive", 0], "negative": ["negative", 0], **VAE}
+        inputs |= {"width": 64, "height": 64, "length": 5, "start_image": ["picture", 0]}
+        inputs |= {"audio_encoder_output_1": ["voice", 0], "motion_frame_count": 1}
+        more = with_picture(64)
+        if mode == "two_speakers":
+            left, right = ({"width": 64, "height": 64, "value": value} for value in (0.0, 1.0))
+            more |= {"left": node("SolidMask", **left), "right": node("SolidMask", **right)}
+            halves = {"x": 32, "y": 0, "operation": "add"}
+            more["first"] = node(
+                "MaskComposite", destination=["left", 0], source=["right", 0], **halves
+            )
+            more["second"] = node("InvertMask", mask=["first", 0])
+            inputs |= {
+                "mode.audio_encoder_output_2": ["voice", 0],
+                "mode.mask_1": ["first", 0],
+                "mode.mask_2": ["second", 0],
+            }
+        outputs = {"model": ["applied", 0], "positive": ["applied", 1], "negative": ["applied", 2]}
+        return {
+            **flow,
+            **more,
+            "patch": node("TestPatchModel", kind="talk"),
+            "voice": node("TestAudioEncoderOutput", **voice),
+            "applied": node("WanInfiniteTalkToVideo", **inputs, audio_scale=1.0),
+            "sampler": node("KSampler", **{**flow["sampler"]["inputs"], **outputs}),
+        }
+
+    return change
+
+
 def controlled(kind: str, dims: int) -> Callable[[Workflow], Workflow]:
     """With a ControlNet."""
 
@@ -256,6 +292,8 @@ CASES = (
             {"render_video": ["picture", 0], **VAE, **RANGE, "strength": 0.9},
         ),
     ),
+    Case("InfiniteTalk", "wan-t2v", talking("single_speaker")),
+    Case("InfiniteTalk, two speakers", "wan-t2v", talking("two_speakers")),
     *(
         Case(
             name,

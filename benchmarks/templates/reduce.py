@@ -44,7 +44,9 @@ WITH_MODEL = {
     *("AnimaLLLiteApply", "WanInfiniteTalkToVideo"),
 }
 # Small models of such patches, by the family of the model: harness/adapter_pack/patch_models.py.
-PATCH_MODELS = {"anima": "lllite", "qwen-image": "qwen", "z-image": "z-image 2.1"}
+PATCH_MODELS = {
+    **{"anima": "lllite", "qwen-image": "qwen", "wan-i2v": "talk, wide", "z-image": "z-image 2.1"},
+}
 # Nodes that look into an autoencoder.
 LEFT_OUT = {"TripoSplatSamplingPreview"}
 # Prompts that come with a picture: their text encoders add it to the conditioning.
@@ -201,7 +203,7 @@ class _Reduction:
                 inputs[key] = (shape[2] - 1) * temporal + 1
             elif key in LENGTHS:
                 inputs[key] = self.families[family].get("frames", 1)
-            elif key == "batch_size":
+            elif key in ("batch_size", "motion_frame_count"):
                 inputs[key] = 1
             elif key in ("seed", "noise_seed"):
                 inputs[key] = self.seed
@@ -419,7 +421,7 @@ class _Reduction:
             sizes = {"tokens": tokens, "hidden": hidden, "image_size": 224}
             made = "TestClipVision" if kind == "CLIP_VISION" else "TestClipVisionOutput"
             return self._added(made, width=its.get("vision", 1280), **sizes)
-        if kind == "AUDIO_ENCODER_OUTPUT" and "audio" in its:
-            layers, width = its["audio"]
+        if kind == "AUDIO_ENCODER_OUTPUT":
+            layers, width = its.get("audio", (3, 8))
             return self._added("TestAudioEncoderOutput", layers=layers, width=width, tokens=50)
         return None

@@ -14,6 +14,7 @@ import comfy.controlnet
 import comfy.ldm.anima.lllite
 import comfy.ldm.lumina.controlnet
 import comfy.ldm.qwen_image.controlnet
+import comfy.ldm.wan.model_multitalk
 import comfy.ldm.wan.uni3c
 import comfy.model_management
 import comfy.model_patcher
@@ -76,10 +77,31 @@ def z_image(**more: Any) -> torch.nn.Module:
     return kind(**{**sizes, "ffn_dim_multiplier": 1.0, **more}, **FLOAT)
 
 
+def talk(width: int = WIDTH["wan-t2v"]) -> torch.nn.Module:
+    """InfiniteTalk's. Its class has widths and heads of the full size."""
+    multitalk, text = comfy.ldm.wan.model_multitalk, 24
+    kind = _class("MultiTalkModelPatch")
+    made: torch.nn.Module = kind.__new__(kind)
+    torch.nn.Module.__init__(made)
+    sizes = {"seq_len": 5, "seq_len_vf": 8, "blocks": 2, "channels": 8, "intermediate_dim": 16}
+    made.audio_proj = multitalk.MultiTalkAudioProjModel(
+        **sizes, out_dim=text, context_tokens=4, **FLOAT
+    )
+    made.blocks = torch.nn.ModuleList()
+    for _ in range(10):  # the model has fewer
+        block = torch.nn.Module()
+        block.audio_cross_attn = multitalk.SingleStreamMultiAttention(width, text, 2, True, **FLOAT)
+        block.norm_x = comfy.ops.manual_cast.LayerNorm(width, dtype=torch.float32)
+        made.blocks.append(block)
+    return made
+
+
 # As the files of versions 2 and 2.1 have them.
 REFINED = {"refiner_control": True, "additional_in_dim": 17}
 KINDS: dict[str, Callable[[], torch.nn.Module]] = {
     **{"qwen": qwen, "style": style, "uni3c": uni3c, "lllite": lllite},
+    "talk": talk,
+    "talk, wide": lambda: talk(256),
     "z-image": z_image,
     "z-image, every layer": lambda: z_image(n_control_layers=30),
     "z-image 2": lambda: z_image(**REFINED, broken=True),

@@ -30,6 +30,7 @@ from .flowing import FLOWING
 KNOWN = frozenset(
     (
         *("AnimaLLLitePatch", "DiffSynthCnetPatch", "UsoStyleProjectorPatch", "WanUni3CCnetPatch"),
+        "MultiTalkCrossAttnPatch",  # of InfiniteTalk
         FLOWING,
     )
 )
