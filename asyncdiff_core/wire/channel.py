@@ -40,6 +40,10 @@ TIMEOUT_STAYS = 0.05  # seconds by which a timeout may be too long
 
 
 def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
+    place = strides.place_of(value), value.is_conj(), value.is_neg()
+    if value.nbytes and place in writer.places:  # MiniMax H3's inputs have some of them twice
+        writer.write_all(b"X", writer.places[place][0])
+        return
     tensor = value.detach().resolve_conj().resolve_neg()
     tensor = strides.on_device(tensor, CPU)
     stride = None if tensor.is_contiguous() else strides.kept(tensor)
@@ -50,6 +54,7 @@ def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
         dense = once.permute(_memory_order(stride)).contiguous()
     writer.beside.append(dense)
     described = len(writer.beside) - 1, dense.dtype, tuple(tensor.shape), stride
+    writer.places[place] = described, value  # it stays, so that no other one takes its place
     writer.write_all(b"X", described)
 
 

@@ -8,14 +8,14 @@ value of every leaf of the input tree; a tensor equal to it travels as `UNCHANGE
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import UnsupportedPatchError
-from .strides import duplicate, on_device
+from .strides import duplicate, on_device, place_of
 
 UNCHANGED = "\0asyncdiff:unchanged"
 
@@ -55,14 +55,17 @@ class InputEncoder:
             if not is_sendable(leaf):
                 raise UnsupportedPatchError(_refusal(tree, leaf))
         out = []
+        copies: dict[Hashable, torch.Tensor] = {}  # what is the same tensor stays one
         for slot, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 stride, last = self._last.get(slot, ((), None))
                 if last is not None and leaf.stride() == stride and _same_bits(last, leaf):
                     leaf = UNCHANGED
                 else:
-                    stride = leaf.stride()
-                    leaf = duplicate(leaf.detach())  # the caller may write into its tensor later
+                    stride, place = leaf.stride(), place_of(leaf)
+                    if place not in copies:  # the caller may write into its tensor later
+                        copies[place] = duplicate(leaf.detach())
+                    leaf = copies[place]
                     self._last[slot] = stride, leaf
             out.append(leaf)
         return pytree.tree_unflatten(out, spec)

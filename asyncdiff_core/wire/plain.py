@@ -39,11 +39,13 @@ class Writer:
 
     Attributes:
         beside: what crosses beside the bytes, in order.
+        places: how that is described which crosses beside them, by where it is.
     """
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.beside: list[Any] = []
+        self.places: dict[Any, Any] = {}
         self._depth = 0
 
     def write(self, value: Any) -> None:

@@ -6,13 +6,18 @@ expanded one repeats its elements. Products of matrices on a CPU tell both from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
 # A copy with strides is no larger than so many times its elements, so that what is small on the
 # wire cannot be huge at its receiver. Beyond it, a copy is dense.
 MAX_SPREAD = 16
+
+
+def place_of(tensor: torch.Tensor) -> Hashable:
+    """What is equal for two tensors that show the same memory in the same way."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
 def kept(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -220,9 +220,22 @@ def test_inference_tensors_travel_too(pair: Any) -> None:
 
 def test_what_arrives_is_writable_and_shares_nothing(pair: Any) -> None:
     tensor = torch.zeros(4)
-    received = there(pair, [tensor, tensor])
+    received = there(pair, [tensor, tensor.clone()])
     received[0].add_(1)
     assert torch.equal(tensor, torch.zeros(4)) and torch.equal(received[1], torch.zeros(4))
+
+
+def test_a_tensor_that_is_in_a_frame_twice_crosses_once(pair: Any) -> None:
+    """And is one tensor where it arrives, as where it came from."""
+    tensor = torch.rand(100, 60)
+    value = {"a": tensor, "b": [tensor, tensor.T, tensor[:50], torch.empty(0), tensor.clone()]}
+    received = there(pair, value)
+    for sent, came in zip([value["a"], *value["b"]], [received["a"], *received["b"]], strict=True):
+        assert_same(sent, came)
+    received["a"].zero_()
+    assert not received["b"][0].any() and received["b"][-1].any()
+    once, twice = (sum(len(part) for part in encode_frame(v)) for v in ([tensor], [tensor, tensor]))
+    assert once < twice < once + 100
 
 
 def test_one_frame_can_go_to_many(pair: Any) -> None:

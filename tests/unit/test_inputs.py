@@ -53,6 +53,21 @@ def test_strides_are_those_of_the_sampler(wire: Wire) -> None:
         assert torch.equal(received[0], packed) and torch.equal(received[1], expanded)
 
 
+def test_a_tensor_that_comes_twice_is_one(wire: Wire) -> None:
+    """So that a frame has it once; what the model writes into one of them is not in the other."""
+    frame = torch.rand(1, 4, 3, 8)
+    for step in range(3):
+        tree = InputEncoder().encode((frame, [frame, frame[:, :2]]), {})
+        first, (second, part) = tree[0]
+        assert first is second and first is not frame and part is not first
+        one, (other, part) = wire(frame, [frame, frame[:, :2]])[0]
+        assert torch.equal(one, frame) and torch.equal(part, frame[:, :2])
+        one.zero_()
+        assert torch.equal(other, frame)
+        if step:
+            frame = frame + 1
+
+
 def test_an_unchanged_tensor_is_sent_once(wire: Wire) -> None:
     context = torch.rand(2, 77, 8)
     for step in range(4):

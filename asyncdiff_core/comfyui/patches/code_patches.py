@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import UnsupportedPatchError, few, short_name
 from ...wire.inputs import is_sendable
+from ...wire.strides import place_of
 from . import pickling
 from .fingerprint import State
 from .patch_models import brings_unknown_model, is_autoencoder, is_patcher
@@ -180,13 +181,7 @@ def _new_containers(tree: Any) -> Any:
 
 def _same_payload(some: Payload, other: Payload) -> bool:
     tensors = zip(some[1], other[1], strict=False)
-    return some[0] == other[0] and all(_is_same_tensor(a, b) for a, b in tensors)
-
-
-def _is_same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether both show the same memory in the same way."""
-    looks = ((t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in (a, b))
-    return next(looks) == next(looks)
+    return some[0] == other[0] and all(place_of(a) == place_of(b) for a, b in tensors)
 
 
 def pack(code: Mapping[str, Any], view: WorkerView | None = None) -> Payload:
