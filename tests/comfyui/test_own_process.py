@@ -44,7 +44,7 @@ def test_what_is_around_diffusion_models(comfyui_path: Path) -> None:
 def test_what_a_patch_keeps_from_block_to_block(comfyui_path: Path) -> None:
     """Z-Image's Fun ControlNets, cut at every place."""
     held = run(FOLDER / "flowing.py", comfyui_path, REPO_ROOT, timeout=280)
-    assert len(held) == 5 * (1 + 2 * 7)
+    assert len(held) == 5 * (2 + 3 * 7)
     assert [name for name, value in held.items() if not value] == []
 
 

@@ -22,6 +22,7 @@ from asyncdiff_core.errors import (
     ChannelDataError,
     ChannelTimeoutError,
 )
+from asyncdiff_core.wire import strides
 from asyncdiff_core.wire.channel import Channel, encode_frame
 from asyncdiff_core.wire.plain import Reader, Writer
 
@@ -236,6 +237,15 @@ def test_a_tensor_that_is_in_a_frame_twice_crosses_once(pair: Any) -> None:
     assert not received["b"][0].any() and received["b"][-1].any()
     once, twice = (sum(len(part) for part in encode_frame(v)) for v in ([tensor], [tensor, tensor]))
     assert once < twice < once + 100
+
+
+def test_a_tensor_that_takes_the_place_of_another_one_is_not_that(pair: Any) -> None:
+    """What is written, and would be gone before the frame is."""
+    writer = Writer()
+    for number in range(60):
+        writer.write(torch.full((40, 60), float(number))[:, ::2])
+    reader = Reader(writer.data, [strides.flat_bytes(one) for one in writer.beside])
+    assert [reader.read()[0, 0].item() for _ in range(60)] == [*range(60)]
 
 
 def test_one_frame_can_go_to_many(pair: Any) -> None:

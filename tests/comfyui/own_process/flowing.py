@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 
+PATCHED = ("noise_refiner", "layers")
+
 
 def main(comfyui: str, pack: str) -> None:
     sys.path[:0] = [comfyui, pack]
@@ -23,6 +25,7 @@ def main(comfyui: str, pack: str) -> None:
     from comfy.ldm.lumina.controlnet import ZImage_Control
     from comfy_extras.nodes_model_patch import ZImageControlPatch
 
+    from asyncdiff_core.algorithm.activations import OutputMeta
     from asyncdiff_core.algorithm.oracle import Oracle
     from asyncdiff_core.algorithm.schedule import AsyncSchedule
     from asyncdiff_core.algorithm.stage import StagedModel
@@ -61,6 +64,14 @@ def main(comfyui: str, pack: str) -> None:
             made.append(ZImageControlPatch(Patcher(model), Encoder(), picture, 0.8))
         return {"patches": {"noise_refiner": made, "double_block": [*made]}}
 
+    calls = []
+    call = ZImageControlPatch.__call__
+
+    def counted(self: object, args: dict) -> object:
+        calls.append(args["block_index"])
+        return call(self, args)
+
+    ZImageControlPatch.__call__ = counted
     architecture = next(one for one in ARCHITECTURES if one.label == "Z-Image")
 
     def compare(*kinds: dict) -> dict[str, bool]:
@@ -83,14 +94,31 @@ def main(comfyui: str, pack: str) -> None:
         staged = StagedModel(model, trunk, entry)
         staged.poisons_scratch = True
 
+        structures: dict[int, set] = {}  # of what crosses with each unit
+
+        class Noting:
+            """A flow, of which that is noted."""
+
+            def __init__(self, flow: object) -> None:
+                self.enter, self._leave = flow.enter, flow.leave
+
+            def leave(self, unit: int, args: tuple) -> object:
+                left = self._leave(unit, args)
+                structures.setdefault(unit, set()).add(str(OutputMeta.of(left)))
+                return left
+
         def run(stages: list, warm_up: int) -> list:
             oracle = Oracle(staged, stages)
             oracle.begin_run(AsyncSchedule(warm_up))
             outputs = []
             for number in range(3):
+                # What a worker has left of another evaluation, if its stage ends early.
+                other = (-1, (None, torch.full((2, 35, 256), torch.nan))) if number else None
+                for patch in options["patches"]["double_block"]:
+                    patch.temp_data = other
                 args, inputs = evaluation(number)
                 code = _new_containers(options)
-                staged.beside = flow_of(code, lambda: staged)
+                staged.beside = Noting(flow_of(code, lambda: staged))
                 inputs["transformer_options"] = code
                 outputs.append(oracle.evaluate("lane", args, inputs))
             oracle.end_run()
@@ -100,13 +128,17 @@ def main(comfyui: str, pack: str) -> None:
         for place in range(1, len(trunk.units)):
             stages = chain((0, place), (place, len(trunk.units)))
             name = f"cut before {trunk.units[place].name}"
+            calls.clear()
             pairs = zip(run(stages, 3), expected, strict=True)
+            num_once = 3 * len(kinds) * sum(len(trunk.spans[one]) for one in PATCHED)
+            held[f"{name}, each block once"] = len(calls) == num_once
             held[name] = all(torch.equal(ours, whole) for ours, whole in pairs)
             pairs = zip(run(stages, 1)[1:], expected[1:], strict=True)
             held[f"{name}, async"] = all(
                 bool(torch.isfinite(ours).all()) and torch.equal(ours, whole) == (place <= text)
                 for ours, whole in pairs
             )
+        held["what crosses has one structure"] = all(len(one) == 1 for one in structures.values())
         return held
 
     every = {"n_control_layers": 30}
