@@ -7,6 +7,8 @@ import json
 import os
 from typing import Any
 
+from playwright.sync_api import Error
+
 from .browser import Canvas
 from .test_graphs import all_local, all_parallel, without_schedules
 
@@ -32,8 +34,13 @@ def test_templates_become_parallel_and_stock_again(page: Canvas) -> None:
     all_of_them = templates()
     assert len(all_of_them) > 200
     num_parallel = 0
+    unopened = []
     for name, workflow in list(all_of_them.items())[::STEP]:
-        page.load(workflow)
+        try:
+            page.load(workflow)
+        except Error as error:
+            unopened.append((name, str(error)))
+            continue
         before = page.exported()
         number = all_parallel(page)
         flow = page.exported()
@@ -50,4 +57,6 @@ def test_templates_become_parallel_and_stock_again(page: Canvas) -> None:
             all_local(page)
             assert page.exported() == before, name
     assert num_parallel > 100 / STEP
+    # A frontend that is newer than its ComfyUI cannot open every one, also without this pack.
+    assert len(unopened) <= bool(os.environ.get("ASYNCDIFF_TEST_FRONTEND")), unopened
     print(f"{num_parallel} of {len(all_of_them)} templates, one of {STEP}")
