@@ -301,14 +301,14 @@ CASES = (
             patched(
                 kind,
                 "ZImageFunControlnet",
-                with_picture(128, dims=2),
+                with_picture(side, dims=2),
                 {**IMAGE, **VAE, "strength": 0.9},
             ),
         )
-        for name, kind in (
-            ("Z-Image Fun ControlNet", "z-image"),
-            ("Z-Image Fun ControlNet 2.0", "z-image 2"),
-            ("Z-Image Fun ControlNet 2.1", "z-image 2.1"),
+        for name, kind, side in (
+            ("Z-Image Fun ControlNet", "z-image", 128),
+            ("Z-Image Fun ControlNet 2.0", "z-image 2", 128),
+            ("Z-Image Fun ControlNet 2.1, with a picture of another size", "z-image 2.1", 100),
         )
     ),
     Case("ControlNet of SD 3.5, text embedder", "sd3.5", controlled("sd3.5, text", 2)),

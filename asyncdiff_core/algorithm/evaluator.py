@@ -18,6 +18,20 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Output = Callable[[], Any]
 
 
+def argument(inputs: Inputs, position: int, name: str) -> Any:
+    """An argument of the entry method, by position or by name; None if it is not there."""
+    args, kwargs = inputs
+    return args[position] if position < len(args) else kwargs.get(name)
+
+
+def with_argument(inputs: Inputs, position: int, name: str, value: Any) -> Inputs:
+    """The arguments with another value of one, which stays where it is."""
+    args, kwargs = inputs
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What the host knows about the time of an evaluation.

@@ -40,8 +40,8 @@ TIMEOUT_STAYS = 0.05  # seconds by which a timeout may be too long
 
 
 def _write_tensor(writer: Writer, value: torch.Tensor) -> None:
-    place = strides.place_of(value), value.is_conj(), value.is_neg()
-    if value.nbytes and place in writer.places:  # MiniMax H3's inputs have some of them twice
+    place = strides.place_of(value)
+    if place in writer.places:  # MiniMax H3's inputs have some of them twice
         writer.write_all(b"X", writer.places[place][0])
         return
     tensor = value.detach().resolve_conj().resolve_neg()

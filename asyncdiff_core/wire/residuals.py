@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from ..algorithm.evaluator import Inputs
+from ..algorithm.evaluator import Inputs, argument, with_argument
 from ..algorithm.stages import Stage, units_of
 from ..algorithm.trunk import Trunk
 
@@ -53,16 +53,12 @@ class Residuals:
 
         Models pass over None. What the layout does not account for stays.
         """
-        args, kwargs = inputs
-        is_positional = self.position < len(args)
-        control = args[self.position] if is_positional else kwargs.get(self.name)
+        control = argument(inputs, self.position, self.name)
         if not isinstance(control, Mapping):
             return inputs
         units = frozenset(units_of(stage))
         control = {key: self._cut(key, entries, units) for key, entries in control.items()}
-        if is_positional:
-            return (*args[: self.position], control, *args[self.position + 1 :]), kwargs
-        return args, {**kwargs, self.name: control}
+        return with_argument(inputs, self.position, self.name, control)
 
     def _cut(self, key: str, entries: Any, units: Set[int]) -> Any:
         readers = self.readers.get(key)

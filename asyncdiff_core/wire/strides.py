@@ -16,8 +16,13 @@ MAX_SPREAD = 16
 
 
 def place_of(tensor: torch.Tensor) -> Hashable:
-    """What is equal for two tensors that show the same memory in the same way."""
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+    """What is equal for two tensors that show the same memory in the same way.
+
+    As long as both are there. One without memory that it tells of is like none but itself.
+    """
+    look = tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg()
+    memory = tensor.data_ptr()
+    return (memory, tensor.device, look) if memory else id(tensor)
 
 
 def kept(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -15,23 +15,12 @@ from . import loaders, server_loaders, stand_ins, ways
 from .attention import ImageAttention
 from .compiling import TestTorchCompile
 from .inputs import TestConditioning, TestLatent, TestSaveLatent
+from .model_node import ModelNode
 from .oracle import TestOracle
 from .patch_models import TestControlNet, TestPatchModel
 from .tiny import TestDescribedModel
 
 BLOCKS = (("input", 3), ("middle", 0), ("output", 0), ("output", 1))  # of the tests' SD 1.5
-
-
-class ModelNode:
-    """Takes a MODEL and returns a changed one."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "testing"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": {"model": ("MODEL",)}}
 
 
 class TestImageAdapter(ModelNode):

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .model_node import ModelNode
+
 
 def scaled(graph: torch.fx.GraphModule, example_inputs: list[Any], **_: Any) -> Any:
     """A backend whose results show that it was used."""
@@ -23,12 +25,8 @@ def broken(graph: torch.fx.GraphModule, example_inputs: list[Any], **_: Any) -> 
     raise RuntimeError("there is no compiler for this")
 
 
-class TestTorchCompile:
+class TestTorchCompile(ModelNode):
     """`keys` are names of modules, with spaces between."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "testing"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name

@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from .model_node import ModelNode
 
-class TestOracle:
+
+class TestOracle(ModelNode):
     """A MODEL that one process evaluates as workers with these stages would."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "testing"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name

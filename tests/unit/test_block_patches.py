@@ -37,6 +37,13 @@ class Single(Pair):
         return torch.tanh(self.linear(img) + txt)
 
 
+class Keeping(Pair):
+    """One that also gives what nobody uses, as those of HiDream O1."""
+
+    def forward(self, img: torch.Tensor, txt: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return torch.tanh(self.linear(img) + txt), None
+
+
 class Model(torch.nn.Module):
     """Its glue code calls blocks as ComfyUI's transformers do."""
 
@@ -51,6 +58,8 @@ class Model(torch.nn.Module):
                 out = {}
                 if isinstance(block, Single):
                     out["img"] = block(args["img"], args["txt"])
+                elif isinstance(block, Keeping):
+                    out["img"], _ = block(args["img"], args["txt"])
                 else:
                     out["txt"], out["img"] = block(args["txt"], args["img"])
                 return out
@@ -89,7 +98,7 @@ SETS = {
 }
 
 
-@pytest.fixture(params=[Pair, Single], ids=["two streams", "one stream"])
+@pytest.fixture(params=[Pair, Single, Keeping], ids=["two streams", "one stream", "and more"])
 def model(request: pytest.FixtureRequest) -> Model:
     torch.manual_seed(3)
     return Model(request.param).requires_grad_(False)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from asyncdiff_core.errors import UnsupportedPatchError
 from asyncdiff_core.wire.inputs import UNCHANGED, InputDecoder, InputEncoder
-from asyncdiff_core.wire.strides import duplicate
+from asyncdiff_core.wire.strides import duplicate, place_of
 
 
 class Wire:
@@ -66,6 +66,15 @@ def test_a_tensor_that_comes_twice_is_one(wire: Wire) -> None:
         assert torch.equal(other, frame)
         if step:
             frame = frame + 1
+
+
+def test_what_shows_the_same_memory_otherwise_is_another_one(wire: Wire) -> None:
+    number = torch.rand(3, 4, dtype=torch.complex64)
+    one, other = wire(number, number.conj())[0]
+    assert torch.equal(one, number) and torch.equal(other, number.conj())
+    assert not torch.equal(one, other)
+    few, more = torch.zeros(2, 3, device="meta"), torch.zeros(2, 3, device="meta")
+    assert place_of(few) == place_of(few) != place_of(more)  # neither tells of its memory
 
 
 def test_an_unchanged_tensor_is_sent_once(wire: Wire) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ...algorithm.evaluator import argument, with_argument
 from .layouts import entry_of, position_of
 
 _KEEPERS = {"HiDreamO1Transformer", "QwenImage21Transformer2DModel"}
@@ -32,17 +33,15 @@ def keep_no_tokens(model: torch.nn.Module) -> None:
         if args[0].is_meta and "vinput_mask" in kwargs:
             # Which tokens are those of pictures follows from values; how many there are does not.
             kwargs = {**kwargs, "ref_pixel_values": None, "vinput_mask": None}
-        if position < len(args):
-            args = (*args[:position], _patched(args[position]), *args[position + 1 :])
-        else:
-            kwargs = {**kwargs, "transformer_options": _patched(kwargs.get("transformer_options"))}
+        inputs = args, kwargs
+        options = _patched(argument(inputs, position, "transformer_options") or {})
+        args, kwargs = with_argument(inputs, position, "transformer_options", options)
         return original(*args, **kwargs)
 
     setattr(model, entry, keeps_nothing)
 
 
-def _patched(options: dict[str, Any] | None) -> dict[str, Any]:
-    options = options or {}
+def _patched(options: dict[str, Any]) -> dict[str, Any]:
     patches = options.get("patches_replace", {})
     return {
         **options,

@@ -8,7 +8,6 @@ call that computes to where the weights are.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import weakref
 from collections.abc import Callable, Collection
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import comfy.patcher_extension
 import torch
 
-from ...algorithm.evaluator import Inputs
+from ...algorithm.evaluator import Inputs, argument, with_argument
 from ...workers.memory import give_memory_back
 from . import plain_objects  # noqa: F401  (has them cross)
 from .absent import make_absent
@@ -31,6 +30,9 @@ from .loading import (
     load_chosen,
     require_loaded,
 )
+
+with contextlib.suppress(ImportError):  # an older ComfyUI has none
+    import comfy.model_prefetch
 
 TABLE_BYTES = 16 * 2**20  # SeedVR2 keeps its text embeddings so; SD3's positions are far more
 
@@ -77,11 +79,8 @@ def build_skeleton(loader: Loader, see: See = None, parts: Collection[str] = ())
 def without_recording() -> contextlib.AbstractContextManager[Any]:
     """A newer ComfyUI records the allocations of a forward, to repeat them. Those of a remote call
     are no part of that."""
-    try:
-        prefetch: Any = importlib.import_module("comfy.model_prefetch")
-    except ImportError:  # an older one
-        return contextlib.nullcontext()
-    pause: Any = getattr(prefetch, "pause_malloc_graph", contextlib.nullcontext)
+    prefetch = getattr(comfy, "model_prefetch", None)
+    pause = getattr(prefetch, "pause_malloc_graph", contextlib.nullcontext)
     paused: contextlib.AbstractContextManager[Any] = pause()
     return paused
 
@@ -97,16 +96,12 @@ def make_remote(diffusion_model: torch.nn.Module, evaluate: Callable[[ModelCall]
     index = position_of(diffusion_model, "transformer_options")
 
     def remote(*args: Any, **kwargs: Any) -> Any:
-        is_positional = index < len(args)
-        options = args[index] if is_positional else kwargs.get("transformer_options", {})
-
-        options = dict(options)
+        inputs = args, kwargs
+        options = dict(argument(inputs, index, "transformer_options") or {})
         sampled = options.pop(SAMPLED, None)
 
         def inputs_with(options: dict[str, Any]) -> Inputs:
-            if is_positional:
-                return (*args[:index], options, *args[index + 1 :]), kwargs
-            return args, {**kwargs, "transformer_options": options}
+            return with_argument(inputs, index, "transformer_options", options)
 
         with without_recording():
             return evaluate(ModelCall(args[0], options, inputs_with, sampled))

@@ -200,13 +200,15 @@ class _Stopping:
 def fit(patches: dict[str, Any], x: torch.Tensor) -> None:
     """Have patches encode their pictures in the size of the latent `x`, as they do when the model
     computes, here where the VAE is."""
-    padded = comfy.ldm.common_dit.pad_to_patch_size(x, (2, 2)) if x.ndim == 4 else x
     for patch in pytree.tree_leaves(patches):
         if type(patch).__name__ in (_PER_BLOCK, FLOWING):
+            # Z-Image gives its patches the latent as it pads it.
+            pads = type(patch).__name__ == FLOWING
+            latent = comfy.ldm.common_dit.pad_to_patch_size(x, (2, 2)) if pads else x
             patcher = patch.model_patch
             patch.model_patch = _Stopping(patcher.model)
             try:
-                patch({"x": padded, "img": x, "txt": None, "block_index": 0})
+                patch({"x": latent, "img": latent, "block_index": 0})
             except _Enough:
                 pass
             finally:

@@ -254,7 +254,11 @@ def models_of_patches() -> dict[str, bool]:
     """In a worker: what a stage does not need of them is neither moved nor computed."""
     import torch
 
-    from asyncdiff_core.comfyui.patches.patch_models import SentPatcher, with_no_useless_work
+    from asyncdiff_core.comfyui.patches.patch_models import (
+        SentPatcher,
+        fit,
+        with_no_useless_work,
+    )
 
     device = torch.device("meta")
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
@@ -278,6 +282,8 @@ def models_of_patches() -> dict[str, bool]:
     class Other(DiffSynthCnetPatch):
         pass
 
+    fit({"patches": {"attn1_patch": [Other()]}}, [torch.zeros(1), torch.zeros(1)])
+    calls_to_fit = [*calls]
     code = {"patches": {"double_block": [DiffSynthCnetPatch(), Other()]}}
     with_no_useless_work(code, lambda tensor: tensor is scratch)
     first, second = code["patches"]["double_block"]
@@ -288,6 +294,7 @@ def models_of_patches() -> dict[str, bool]:
         "another one has them where they were": not model[1].weight.is_meta,
         "the CPU's have the alignment of ComfyUI's": not weights[0].data_ptr() % 64
         and bool(somewhere.data_ptr() % 64),
+        "a model with several latents has patches too": not calls_to_fit,
         "they are taken once": weights[0] is weights[1],
         "a patch is not called for what reaches nothing": [*map(id, calls)]
         == [id(own), id(scratch)],
